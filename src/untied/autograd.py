@@ -1,0 +1,90 @@
+"""The untied operation: forward through W, errors back through B. And the penalty as a term of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry
+
+__all__ = ["LossTerm", "cast_for_autocast", "untied_operation"]
+
+
+class UntiedOperation(torch.autograd.Function):
+    """y = T_W x + bias, whose input pseudogradient is T_B* g. W's and bias's gradients are backprop's own.
+
+    One backward kernel call gives all three. B gets no gradient from the task; Kolen-Pollack's B takes W's (``copies``).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool
+    ) -> Tensor:
+        return geometry.forward(x, W, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _W, B, bias, ctx.geometry, ctx.copies = inputs
+        ctx.save_for_backward(x, B)
+        ctx.bias_shape = None if bias is None else list(bias.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, B = ctx.saved_tensors
+        needs_x, needs_W, needs_B, needs_bias, *_ = ctx.needs_input_grad
+        copies = ctx.copies and needs_B
+        dx, dW, db = ctx.geometry.backward(g, x, B, ctx.bias_shape, (needs_x, needs_W or copies, needs_bias))
+        return dx, (dW if needs_W else None), (dW if copies else None), db, None, None
+
+
+def untied_operation(
+    x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool = False
+) -> Tensor:
+    """Apply a layer forward through W while its errors go back through B.
+
+    Args:
+        x: input, [n, ...] as the geometry's legend says.
+        W, B: forward and backward kernel, the same shape.
+        bias: [o] or None.
+        geometry: the layer type.
+        copies: whether B's gradient is W's pseudogradient (Kolen-Pollack) instead of none.
+    """
+    return UntiedOperation.apply(geometry.prepare(x), W, B, bias, geometry, copies)  # type: ignore[no-any-return]
+
+
+def cast_for_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast to autocast's dtype where autocast is on: before the autograd function, so that gradients come back in each
+    parameter's own dtype. As autocast does, leaves float64 and integers alone.
+    """
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype) for t in tensors
+    )
+
+
+class LossTerm(torch.autograd.Function):
+    """A scalar whose gradient is known beforehand: R, with the closed form of its gradient.
+
+    Being an ordinary term of the loss, it follows loss scaling, gradient accumulation and DDP's averaging.
+    """
+
+    @staticmethod
+    def forward(value: Tensor, count: int, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.count = inputs[1]
+        ctx.save_for_backward(*inputs[2 + ctx.count :])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients = [gradient * g.to(gradient.device, gradient.dtype) for gradient in ctx.saved_tensors]
+        return None, None, *gradients, *(None,) * ctx.count

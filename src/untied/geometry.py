@@ -1,0 +1,248 @@
+"""A layer as a linear map T_K, in the three functions that every learning rule is written with.
+
+Legend
+    x   layer input       dense [n, ..., i]   convolution [n, i, *space]
+    y   layer output      dense [n, ..., o]   convolution [n, o, *space']
+    K   kernel, W's layout: dense [o, i]; convolution [o, i/groups, *k]; transposed convolution [i, o/groups, *k]
+    n   batch; absent for a dense layer that is given one vector, or a convolution that is given one image
+
+    project(x, K)      T_K x                send activity forward through K
+    reconstruct(y, K)  T_K* y               send activity back through K (the adjoint)
+    correlate(x, y)    d<y, T_K x> / dK     the Hebbian outer product, in K's layout, summed over n and positions
+
+The identity that ties them, <T_K x, y> = <x, T_K* y> = <K, correlate(x, y)>, holds for every layer type and is a test.
+A new layer type is a subclass of `Geometry` with these three methods; `untied.register_layer` makes it known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "project", "reconstruct"]
+
+
+class Geometry:
+    """What a layer type does with a kernel. Subclasses give the first three methods; the others follow from them."""
+
+    def project(self, x: Tensor, K: Tensor) -> Tensor:
+        """T_K x."""
+        raise NotImplementedError(f"{type(self).__name__}.project")
+
+    def reconstruct(self, y: Tensor, K: Tensor, like: Tensor | None = None) -> Tensor:
+        """T_K* y, in the shape of ``like`` (an input x) where y alone does not settle it."""
+        raise NotImplementedError(f"{type(self).__name__}.reconstruct")
+
+    def correlate(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient of <y, T_K x> in K."""
+        raise NotImplementedError(f"{type(self).__name__}.correlate")
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        """How many times K is applied to one example."""
+        return 1 if y.dim() < 2 else math.prod(y.shape[1:-1])
+
+    def batch_size(self, x: Tensor) -> int | None:
+        """The number of examples along the first dimension, or None where x is a single example."""
+        return x.shape[0] if x.dim() > 1 else None
+
+    def add_bias(self, y: Tensor, bias: Tensor) -> Tensor:
+        """Y plus the layer's bias."""
+        return y + bias
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The part of T that has no kernel, such as padding. It stays outside the untied operation, for autograd."""
+        return x
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output for a prepared input."""
+        y = self.project(x, W)
+        return y if bias is None else self.add_bias(y, bias)
+
+    def backward(
+        self, g: Tensor, x: Tensor, B: Tensor, bias_shape: list[int] | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Pseudogradients of input (through B), weight and bias, for a prepared input; only the ones in ``needs``."""
+        return (
+            self.reconstruct(g, B, like=x) if needs[0] else None,
+            self.correlate(x, g) if needs[1] else None,
+            g.sum_to_size(bias_shape) if needs[2] and bias_shape is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class Dense(Geometry):
+    """`nn.Linear`: y = x Kᵀ over the last dimension."""
+
+    def project(self, x: Tensor, K: Tensor) -> Tensor:
+        return F.linear(x, K)
+
+    def reconstruct(self, y: Tensor, K: Tensor, like: Tensor | None = None) -> Tensor:
+        return y @ K
+
+    def correlate(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.reshape(-1, y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, W, bias)
+
+
+@dataclass(frozen=True)
+class Convolution(Geometry):
+    """Convolutions and transposed convolutions of 1 to 3 dimensions, with every padding mode.
+
+    ``padding`` is zero padding that the kernel call itself does. ``explicit_padding`` (first and last side per dimension, last
+    dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done before it: other modes, and an uneven 'same'.
+    """
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+    explicit_padding: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
+
+    @staticmethod
+    def of(layer: nn.Module, output_padding: list[int] | None = None) -> Convolution:
+        """Read the geometry off an `nn.ConvNd` or `nn.ConvTransposeNd`."""
+        c: Any = layer
+        dims = len(c.kernel_size)
+        explicit: tuple[int, ...] = ()
+        if c.padding_mode != "zeros":
+            explicit, padding = tuple(c._reversed_padding_repeated_twice), (0,) * dims
+        elif c.padding == "valid":
+            padding = (0,) * dims
+        elif c.padding == "same":
+            total = [d * (k - 1) for d, k in zip(c.dilation, c.kernel_size, strict=True)]
+            padding = tuple(t // 2 for t in total)
+            if any(t % 2 for t in total):  # one more on the far side, which the kernel call cannot do
+                explicit = tuple(side for t in reversed(total) for side in (t // 2, t - t // 2))
+                padding = (0,) * dims
+        else:
+            padding = tuple(c.padding)
+        return Convolution(
+            kernel_size=tuple(c.kernel_size),
+            stride=tuple(c.stride),
+            padding=padding,
+            dilation=tuple(c.dilation),
+            groups=c.groups,
+            transposed=c.transposed,
+            output_padding=tuple(output_padding if output_padding is not None else c.output_padding),
+            explicit_padding=explicit,
+            padding_mode="constant" if c.padding_mode == "zeros" else c.padding_mode,
+        )
+
+    @property
+    def dims(self) -> int:
+        return len(self.kernel_size)
+
+    def _call(self, x: Tensor, K: Tensor, bias: Tensor | None, transposed: bool, output_padding: tuple[int, ...]) -> Tensor:
+        return torch.convolution(
+            x, K, bias, self.stride, self.padding, self.dilation, transposed, output_padding, self.groups
+        )
+
+    def _backward_call(
+        self, g: Tensor, x: Tensor, K: Tensor, bias_shape: list[int] | None, mask: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.aten.convolution_backward(
+            g, x, K, bias_shape, self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding or (0,) * self.dims, self.groups, mask,
+        )  # fmt: skip
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.explicit_padding, mode=self.padding_mode) if any(self.explicit_padding) else x
+
+    def project(self, x: Tensor, K: Tensor) -> Tensor:
+        if x.dim() == self.dims + 1:
+            return self.project(x.unsqueeze(0), K).squeeze(0)
+        return self._call(self.prepare(x), K, None, self.transposed, self.output_padding or (0,) * self.dims)
+
+    def reconstruct(self, y: Tensor, K: Tensor, like: Tensor | None = None) -> Tensor:
+        if y.dim() == self.dims + 1:
+            return self.reconstruct(y.unsqueeze(0), K, None if like is None else like.unsqueeze(0)).squeeze(0)
+        if self.transposed:
+            return self._call(y, K, None, False, (0,) * self.dims)
+        size = self.smallest_input(y) if like is None else like.shape[2:]
+        if not any(self.explicit_padding):
+            return self._reconstruct(y, K, size)
+        # Padding is linear, so its adjoint is its vector-Jacobian product at any point.
+        template = y.new_zeros(y.shape[0], K.shape[1] * self.groups, *size)
+        padded, adjoint = torch.func.vjp(self.prepare, template)
+        return adjoint(self._reconstruct(y, K, padded.shape[2:]))[0]
+
+    def _reconstruct(self, y: Tensor, K: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+        """The transposed convolution; rows of x that no stride reaches come back as output padding."""
+        reached = [
+            (o - 1) * s - 2 * p + d * (k - 1) + 1
+            for o, s, p, d, k in zip(y.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True)
+        ]
+        rest = tuple(x - r for x, r in zip(size, reached, strict=True))
+        return self._call(y, K, None, True, rest)
+
+    def correlate(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() == self.dims + 1:
+            return self.correlate(x.unsqueeze(0), y.unsqueeze(0))
+        first, second = (x, y) if self.transposed else (y, x)
+        shape_only = y.new_empty(first.shape[1], second.shape[1] // self.groups, *self.kernel_size)
+        return self._backward_call(y, self.prepare(x), shape_only, None, [False, True, False])[1]
+
+    def smallest_input(self, y: Tensor) -> tuple[int, ...]:
+        """The smallest spatial size of x that gives y's."""
+        reached = tuple(
+            (o - 1) * s - 2 * p + d * (k - 1) + 1
+            for o, s, p, d, k in zip(y.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True)
+        )
+        pads = self.explicit_padding or (0,) * (2 * self.dims)
+        return tuple(r - pads[-2 * i - 2] - pads[-2 * i - 1] for i, r in enumerate(reached))
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        return math.prod((x if self.transposed else y).shape[-self.dims :])
+
+    def batch_size(self, x: Tensor) -> int | None:
+        return x.shape[0] if x.dim() == self.dims + 2 else None
+
+    def add_bias(self, y: Tensor, bias: Tensor) -> Tensor:
+        return y + bias.view(-1, *(1,) * self.dims)
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dim() == self.dims + 1:
+            return self.forward(x.unsqueeze(0), W, bias).squeeze(0)
+        return self._call(x, W, bias, self.transposed, self.output_padding or (0,) * self.dims)
+
+    def backward(
+        self, g: Tensor, x: Tensor, B: Tensor, bias_shape: list[int] | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if x.dim() == self.dims + 1:
+            dx, dW, db = self.backward(g.unsqueeze(0), x.unsqueeze(0), B, bias_shape, needs)
+            return (None if dx is None else dx.squeeze(0)), dW, db
+        mask = [needs[0], needs[1], needs[2] and bias_shape is not None]
+        grads = self._backward_call(g, x, B, bias_shape, mask)
+        return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))  # type: ignore[return-value]
+
+
+DENSE = Dense()
+
+
+def project(x: Tensor, K: Tensor, geometry: Geometry = DENSE) -> Tensor:
+    """T_K x: send activity forward through kernel K. For a dense layer ``x @ K.T``."""
+    return geometry.project(x, K)
+
+
+def reconstruct(y: Tensor, K: Tensor, geometry: Geometry = DENSE, like: Tensor | None = None) -> Tensor:
+    """T_K* y: send activity back through kernel K. For a dense layer ``y @ K``.
+
+    ``like`` is an input x whose spatial size the result takes; without it a strided convolution gives the smallest one possible.
+    """
+    return geometry.reconstruct(y, K, like)
+
+
+def correlate(x: Tensor, y: Tensor, geometry: Geometry = DENSE) -> Tensor:
+    """The gradient of <y, T_K x> in K, summed over batch and positions. For a dense layer ``y.T @ x``."""
+    return geometry.correlate(x, y)

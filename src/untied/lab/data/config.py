@@ -1,0 +1,97 @@
+"""What the user says about the data."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from untied.errors import UntiedError
+
+__all__ = ["Augment", "DataConfig", "DataName"]
+
+DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "synthetic"]
+Augment = Literal["none", "standard"]
+
+DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10", "cifar100")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, how it is split, and how it is served.
+
+    Raises:
+        UntiedError: a value is impossible, or two contradict each other.
+    """
+
+    name: DataName = "digits"
+    """The data set. digits is shipped with scikit-learn; folder is root/train/CLASS/IMAGE and root/val."""
+    root: Path | None = None
+    """Where the data lies: a folder in torchvision's layout (default: data), the folder of MNIST's raw files,
+    gzipped or not, an .npz of JPEG images for cifar10, or an image folder."""
+    download: bool = False
+    """Fetch MNIST, Fashion-MNIST or CIFAR into root where it is missing."""
+    batch_size: int = 64
+    """Images in a training step. An epoch leaves its incomplete last batch out."""
+    evaluation_batch_size: int = 500
+    """Images in a batch of validation or test."""
+    validation: float = 0.1
+    """Fraction of each class's training images held out for model selection, in place of the test split."""
+    augment: Augment = "none"
+    """none, or standard: shifts by up to an eighth of the image, and mirroring (digits are not mirrored);
+    for a folder, random resized crops and mirroring."""
+    image_size: int = 224
+    """Side in pixels of what an image folder yields."""
+    limit: int | None = None
+    """At most so many training images of each class, counted after validation is held out."""
+    workers: int = 2
+    """Processes that read an image folder; 0 reads in the main process. They do not change what is read."""
+    synthetic_shape: tuple[int, int, int] = (3, 32, 32)
+    """Channels, height and width of synthetic images."""
+    synthetic_classes: int = 10
+    """Number of classes of synthetic images."""
+    synthetic_count: int = 1000
+    """Number of synthetic training images, validation included; there are a quarter as many test images."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(DataName):
+            near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UntiedError(
+                f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}"
+            )
+        if self.augment not in get_args(Augment):
+            raise UntiedError(
+                f"unknown augment {self.augment!r}: possible are {', '.join(get_args(Augment))}"
+            )
+        for field in (
+            "batch_size",
+            "evaluation_batch_size",
+            "image_size",
+            "synthetic_classes",
+            "synthetic_count",
+        ):
+            if getattr(self, field) < 1:
+                raise UntiedError(f"{field} is {getattr(self, field)}: it must be at least 1")
+        if self.workers < 0:
+            raise UntiedError(f"workers is {self.workers}: it must be 0 (read in the main process) or more")
+        if not 0 <= self.validation < 1:
+            raise UntiedError(f"validation is {self.validation}: it is a fraction, at least 0 and below 1")
+        if self.limit is not None and self.limit < 1:
+            raise UntiedError(f"limit is {self.limit}: it must be at least 1 image per class, or left out")
+        if len(self.synthetic_shape) != 3 or min(self.synthetic_shape) < 1:
+            raise UntiedError(
+                f"synthetic_shape is {self.synthetic_shape}: it must be positive channels, height, width"
+            )
+        if self.name in ("digits", "synthetic") and self.root is not None:
+            raise UntiedError(
+                f"root is {str(self.root)!r} but {self.name} reads no files: leave root out, or change name"
+            )
+        if self.name == "folder" and self.root is None:
+            raise UntiedError("a folder of images needs root, the path that holds train/ and val/")
+        if self.download and self.name not in DOWNLOADABLE:
+            raise UntiedError(
+                f"download is set, but {self.name} needs none: leave it out, or choose one of "
+                f"{', '.join(DOWNLOADABLE)}"
+            )

@@ -1,0 +1,284 @@
+"""The run folder: everything a run leaves behind, as text and safetensors, readable at any moment.
+
+    config.yaml           the resolved configuration
+    environment.json      commit, package versions, machine, date
+    metrics.jsonl         one JSON object a line, appended as the run goes
+    results.json          the table's rows; table.md and table.csv are the same for people and spreadsheets
+    weights/<name>.safetensors
+    figures/<name>.png, <name>.svg
+    index.html            all of it on one page
+
+Whole files are written beside their place and then renamed, so that a killed run leaves the old file or the
+new one. Lines of metrics are appended; a last line that a kill cut short is dropped by the reader and by the
+next append. JSON has no NaN: a value that is not finite is written as null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from untied.errors import UntiedError
+from untied.lab.environment import environment
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["RunFolder", "file_name", "plain", "write_atomically"]
+
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+# What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
+OWN_FILES = (
+    CONFIG, ENVIRONMENT, METRICS, "results.json", "table.md", "table.csv", "index.html",
+    "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
+)  # fmt: skip
+
+
+class RunFolder:
+    """A folder of one run. Make one with ``create``, read one with ``open``.
+
+    Every method raises UntiedError where the file system refuses or a file is not what it should be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | Path, config: DataclassInstance, *, overwrite: bool = False) -> RunFolder:
+        """Start a run: make the folder, write config.yaml and environment.json.
+
+        Args:
+            path: the folder; it may exist if it is empty.
+            config: a dataclass instance, written as YAML.
+            overwrite: replace the run that is in the folder: its own files are removed, and nothing else.
+        """
+        run = cls(Path(path))
+        with _one_line(run.path):
+            if run.path.exists() and any(run.path.iterdir()):
+                run._clear(overwrite)
+            run.path.mkdir(parents=True, exist_ok=True)
+        settings = plain(dataclasses.asdict(config))
+        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        run.write_json(ENVIRONMENT, environment())
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """A run folder that exists."""
+        run = cls(Path(path))
+        with _one_line(run.path):
+            found = (run.path / CONFIG).is_file()
+        if not found:
+            raise UntiedError(
+                f"{run.path} is not a run folder (no {CONFIG} in it); name the folder that --out made"
+            )
+        return run
+
+    # writing
+
+    def append(self, metrics: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""
+        line = json.dumps(_finite(plain(metrics)), allow_nan=False) + "\n"
+        path = self.path / METRICS
+        with _one_line(path), path.open("ab+") as file:
+            _drop_torn_line(file)
+            file.write(line.encode())
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file (``name`` may have folders in it), all or nothing."""
+        return write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file, all or nothing; what is not finite becomes null."""
+        return self.write_text(name, json.dumps(_finite(plain(value)), indent=2, allow_nan=False) + "\n")
+
+    def write_weights(
+        self, name: str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> Path:
+        """Write weights/<name>.safetensors, all or nothing.
+
+        Tensors may be of any layout, on any device, and share memory: each is copied. ``metadata`` goes
+        into the file's header.
+        """
+        copies = {
+            key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, tensor in state_dict.items()
+        }
+        return write_atomically(self._weights(name), safetensors.torch.save(copies, dict(metadata or {})))
+
+    # reading
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run, as config.yaml has it."""
+        path = self.path / CONFIG
+        with _one_line(path, "read"):
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise UntiedError(
+                f"{path} does not hold a configuration (a YAML mapping); the file was changed or damaged"
+            )
+        return settings
+
+    def environment(self) -> dict[str, Any]:
+        """Commit, versions and machine of the run, as environment.json has them."""
+        read: dict[str, Any] = self.read_json(ENVIRONMENT)
+        return read
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl in the order written, without a torn last one; none if there is no file."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        with _one_line(path, "read"):
+            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty or torn
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as broken:
+                raise UntiedError(
+                    f"{path}, line {number}, is not JSON: {_words(broken)}; remove that line"
+                ) from broken
+        return rows
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run, such as results.json."""
+        path = self.path / name
+        with _one_line(path, "read"):
+            return json.loads(path.read_text(encoding="utf-8"))
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The tensors of weights/<name>.safetensors, on the CPU."""
+        with self._known_weights(name) as path:
+            return safetensors.torch.load_file(path)
+
+    def weights_metadata(self, name: str) -> dict[str, str]:
+        """The metadata that ``write_weights`` kept in the file's header."""
+        with self._known_weights(name) as path, safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+
+    def weight_names(self) -> list[str]:
+        """The names that ``weights`` takes, sorted."""
+        return sorted(path.stem for path in (self.path / "weights").glob("*.safetensors"))
+
+    def _weights(self, name: str) -> Path:
+        return self.path / "weights" / f"{file_name(name)}.safetensors"
+
+    @contextmanager
+    def _known_weights(self, name: str) -> Iterator[Path]:
+        path = self._weights(name)
+        if not path.is_file():
+            known = ", ".join(self.weight_names()) or "none"
+            raise UntiedError(f"{self.path} has no weights {name!r}; it has: {known}")
+        with _one_line(path, "read"):
+            yield path
+
+    def _clear(self, overwrite: bool) -> None:
+        if not (self.path / CONFIG).is_file():
+            raise UntiedError(
+                f"the output folder {self.path} is not empty and does not hold a run; choose another folder"
+            )
+        if not overwrite:
+            raise UntiedError(
+                f"the output folder {self.path} already holds a run; choose another folder, or overwrite it"
+            )
+        # config.yaml goes last: a folder that is only half cleared still counts as a run folder
+        for pattern in reversed(OWN_FILES):
+            for old in self.path.glob(pattern):
+                old.unlink()
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the new one; makes the folder. Returns the path."""
+    with _one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+    return path
+
+
+def file_name(text: str) -> str:
+    """A file name from any text, such as a rule: the text itself if possible, else readable and unique."""
+    safe = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("._")[:80]
+    return text if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def plain(value: Any) -> Any:
+    """The same value in the types that YAML and JSON know: mappings, lists, strings, numbers, None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or an array
+        return value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
+    return value
+
+
+@contextmanager
+def _one_line(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn what the file system or a parser says into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UntiedError(f"cannot {verb} {path}: {error.strerror or _words(error)}") from error
+    except (ValueError, yaml.YAMLError, SafetensorError) as error:
+        if isinstance(error, UntiedError):
+            raise
+        raise UntiedError(f"cannot {verb} {path}: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_torn_line(file: BufferedRandom) -> None:
+    """Cut a file back to its last newline, so that the next line does not continue a torn one."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        end = start if newline < 0 else start + newline + 1
+        if newline >= 0:
+            break
+    file.truncate(end)

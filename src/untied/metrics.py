@@ -1,0 +1,204 @@
+"""How well the backward weights stand in for the forward ones: angles in degrees and norm ratios, per layer.
+
+Legend, as in geometry.py: g is the error at a layer's output, as the backward weights above it delivered it.
+
+    weight angle           between W and B
+    projection angle       between T_W x and T_B x
+    local gradient angle   between T_W* g and T_B* g: what this layer's B does to the error it is given
+    gradient angle         between W's pseudogradient and its gradient under backpropagation, on the same batch
+    norm ratio             ‖B‖ / ‖W‖
+
+The first three are the reference code's; the gradient angle of the whole network is what training depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UntiedError
+from .geometry import Geometry
+from .layers import Untied, untied_layers
+from .rules import Backpropagation
+
+__all__ = ["AlignmentTable", "LayerAlignment", "angle", "measure", "norm_ratios", "weight_angles"]
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """The angle between two tensors as vectors, in degrees, 0 to 180; NaN where one of them is zero.
+
+    From the chord between the unit vectors, which stays exact at small angles where arccos of the cosine does not.
+    """
+    a, b = a.detach().double().flatten(), b.detach().double().flatten()
+    norms = a.norm(), b.norm()
+    if not (norms[0] > 0 and norms[1] > 0):
+        return math.nan
+    a, b = a / norms[0], b / norms[1]
+    return math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm())))
+
+
+@dataclass(frozen=True)
+class LayerAlignment:
+    """One layer's alignment. Angles in degrees; NaN where a vector is zero or the layer was not reached."""
+
+    weight_angle: float
+    projection_angle: float
+    local_gradient_angle: float
+    gradient_angle: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class AlignmentTable:
+    """`LayerAlignment` by layer name, and the gradient angle over all parameters of the network."""
+
+    layers: dict[str, LayerAlignment]
+    gradient_angle: float
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Plain numbers, by layer and quantity."""
+        return {name: asdict(layer) for name, layer in self.layers.items()}
+
+    def __str__(self) -> str:
+        heads = ("weight °", "projection °", "local gradient °", "gradient °", "‖B‖/‖W‖")
+        width = max([len(n) for n in self.layers] + [len("whole network")])
+        lines = [" ".join([f"{'layer':<{width}}", *(f"{h:>16}" for h in heads)])]
+        for name, row in self.layers.items():
+            lines.append(" ".join([f"{name:<{width}}", *(f"{v:16.2f}" for v in asdict(row).values())]))
+        return "\n".join([*lines, f"{'whole network':<{width}} {self.gradient_angle:{17 * 4 - 1}.2f}"])
+
+
+def weight_angles(model: nn.Module) -> dict[str, float]:
+    """The angle between W and B of every untied layer, in degrees. Needs no data."""
+    return {name: angle(*_kernels(layer)) for name, layer in _layers(model).items()}
+
+
+def norm_ratios(model: nn.Module) -> dict[str, float]:
+    """‖B‖ / ‖W‖ of every untied layer."""
+    return {name: _ratio(*_kernels(layer)) for name, layer in _layers(model).items()}
+
+
+def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
+    """Every metric on one batch, leaving the model, its gradients and all random numbers as they were.
+
+    Args:
+        model: a converted model.
+        closure: runs a forward pass of the model on a batch and returns the task loss; called twice, with the same random numbers.
+
+    Raises:
+        UntiedError: nothing is converted, or the loss does not depend on the model.
+    """
+    layers = _layers(model)
+    seen: dict[str, list[tuple[Tensor, Geometry, Tensor, Tensor, Tensor]]] = {name: [] for name in layers}
+    pseudo = _gradients(model, closure, seen)
+    with _backpropagating(layers):
+        exact = _gradients(model, closure, None)
+    rows = {name: _row(layer, seen[name], pseudo, exact) for name, layer in layers.items()}
+    both = [k for k in exact if k in pseudo]
+    whole = angle(_cat(pseudo, both), _cat(exact, both))
+    return AlignmentTable(rows, whole)
+
+
+def _row(
+    layer: Untied,
+    calls: list[tuple[Tensor, Geometry, Tensor, Tensor, Tensor]],
+    pseudo: dict[int, Tensor],
+    exact: dict[int, Tensor],
+) -> LayerAlignment:
+    projections: tuple[list[Tensor], list[Tensor]] = ([], [])
+    errors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.no_grad():
+        for x, geometry, g, W, B in calls:
+            for side, K in enumerate((W, B)):
+                projections[side].append(geometry.project(x, K).flatten())
+                errors[side].append(geometry.reconstruct(g, K, like=x).flatten())
+    weights = [id(getattr(layer, w)) for w in layer.own_weights()]
+    weights = [w for w in weights if w in pseudo and w in exact]
+    W, B = _kernels(layer)
+    return LayerAlignment(
+        weight_angle=angle(W, B),
+        projection_angle=angle(*map(torch.cat, projections)) if calls else math.nan,
+        local_gradient_angle=angle(*map(torch.cat, errors)) if calls else math.nan,
+        gradient_angle=angle(_cat(pseudo, weights), _cat(exact, weights)) if weights else math.nan,
+        norm_ratio=_ratio(W, B),
+    )
+
+
+def _gradients(model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list] | None) -> dict[int, Tensor]:  # type: ignore[type-arg]
+    """Gradient of the loss in every forward parameter, by id, with nothing of the model changed by the pass."""
+    layers = _layers(model)
+    backward = {id(B) for layer in layers.values() for B in layer.backward_parameters()}
+    parameters = {id(p): p for p in model.parameters() if p.requires_grad and id(p) not in backward}
+    buffers = {b: b.clone() for b in model.buffers()}
+    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
+    outputs: list[tuple[str, Tensor, Geometry, Tensor, Tensor, Tensor]] = []
+    names = {id(layer): name for name, layer in layers.items()}
+
+    def listen(layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, geometry: Geometry) -> None:
+        if y.requires_grad:
+            outputs.append((names[id(layer)], x.detach(), geometry, y, W.detach(), B.detach()))
+
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _listening(layers, listen):
+        loss = closure()
+    if not loss.requires_grad:
+        raise UntiedError("the closure's loss does not depend on any parameter that needs a gradient: return the task loss of a forward pass")
+    wanted = [*parameters.values(), *([y for _, _, _, y, _, _ in outputs] if seen is not None else [])]
+    gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    with torch.no_grad():
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+    if seen is not None:
+        for (name, x, geometry, _, W, B), g in zip(outputs, gradients[len(parameters) :], strict=True):
+            if g is not None:
+                seen[name].append((x, geometry, g, W, B))
+    return {i: g for i, g in zip(parameters, gradients, strict=False) if g is not None}
+
+
+@contextmanager
+def _listening(layers: dict[str, Untied], listener: Callable[..., None]) -> Iterator[None]:
+    before = {name: layer.listener for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.listener = listener
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.listener = before[name]
+
+
+@contextmanager
+def _backpropagating(layers: dict[str, Untied]) -> Iterator[None]:
+    """Every layer sends errors back through W for a while: the gradient that the pseudogradient stands in for."""
+    rules = {name: layer.rule for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.rule = Backpropagation()
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.rule = rules[name]
+
+
+def _layers(model: nn.Module) -> dict[str, Untied]:
+    layers = untied_layers(model)
+    if not layers:
+        raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)")
+    return layers
+
+
+def _kernels(layer: Untied) -> tuple[Tensor, Tensor]:
+    pairs = [(W := getattr(layer, w), layer.backward_kernel(w, W)) for w in layer.own_weights()]
+    return torch.cat([W.detach().flatten() for W, _ in pairs]), torch.cat([B.detach().flatten() for _, B in pairs])
+
+
+def _ratio(W: Tensor, B: Tensor) -> float:
+    return float(B.double().norm() / W.double().norm()) if bool(W.any()) else math.nan
+
+
+def _cat(gradients: dict[int, Tensor], keys: list[int]) -> Tensor:
+    return torch.cat([gradients[k].double().flatten().cpu() for k in keys]) if keys else torch.zeros(0)

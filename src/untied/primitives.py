@@ -1,0 +1,251 @@
+"""Table 1 of the paper: the five primitives, penalty and gradient side by side, and their linear combinations.
+
+Legend, as in geometry.py and operations.py
+    x  layer input    y  forward projection T_W x    p  backward projection T_B x    T_B* y  reconstruction
+    B is in W's layout: the paper's B_l is its transpose.
+
+Penalties are summed over the batch, positions and channels; the rule divides by the batch size (paper: per example).
+A gradient is a tensor in B's layout, or a `Correlation`, so that terms which share a side can be merged before the
+costly product is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import UntiedError
+from .operations import Signals
+
+__all__ = ["PRIMITIVES", "Coefficient", "Combination", "Correlation", "Primitive", "amp", "decay", "null", "self_", "sparse"]
+
+Coefficient = float | Callable[[float], float]
+"""A number, or a function of training progress (0 at the start, 1 at the end)."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The gradient ``factor * correlate(left, right)``, not yet computed."""
+
+    factor: float | Tensor
+    left: Tensor
+    right: Tensor
+
+
+class Combination(Mapping["Primitive", Coefficient]):
+    """R: a linear combination of primitives. ``1e-3 * amp + 1e-3 * decay`` makes one."""
+
+    def __init__(self, coefficients: Mapping[Primitive, Coefficient]) -> None:
+        self._coefficients = {p: c for p, c in coefficients.items() if callable(c) or c != 0}
+
+    def __getitem__(self, primitive: Primitive) -> Coefficient:
+        return self._coefficients[primitive]
+
+    def __iter__(self) -> Iterator[Primitive]:
+        return iter(self._coefficients)
+
+    def __len__(self) -> int:
+        return len(self._coefficients)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._coefficients.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Combination) and self._coefficients == other._coefficients
+
+    def __add__(self, other: Combination | Primitive) -> Combination:
+        if isinstance(other, Primitive):
+            other = Combination({other: 1.0})
+        if not isinstance(other, Combination):
+            return NotImplemented
+        merged = dict(self)
+        for primitive, c in other.items():
+            merged[primitive] = _add(merged[primitive], c) if primitive in merged else c
+        return Combination(merged)
+
+    def __mul__(self, factor: Coefficient) -> Combination:
+        if not (callable(factor) or isinstance(factor, int | float)) or isinstance(factor, Primitive | Combination):
+            return NotImplemented
+        return Combination({p: _multiply(c, factor) for p, c in self.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Combination:
+        return self * -1.0
+
+    def __sub__(self, other: Combination | Primitive) -> Combination:
+        return self + -1.0 * other
+
+    def __repr__(self) -> str:
+        return " + ".join(p.name if c == 1 else f"{_show(c)}*{p.name}" for p, c in self.items()) or "0"
+
+
+def _add(a: Coefficient, b: Coefficient) -> Coefficient:
+    return (lambda t: value(a, t) + value(b, t)) if callable(a) or callable(b) else a + b
+
+
+def _multiply(a: Coefficient, b: Coefficient) -> Coefficient:
+    return (lambda t: value(a, t) * value(b, t)) if callable(a) or callable(b) else a * b
+
+
+def _show(c: Coefficient) -> str:
+    return f"<{getattr(c, '__name__', type(c).__name__)}>" if callable(c) else f"{c:g}"
+
+
+def value(c: Coefficient, progress: float | None) -> float:
+    """The coefficient's value at a point of training, 0 to 1.
+
+    Raises:
+        UntiedError: the coefficient is a function, and no progress was given.
+    """
+    if not callable(c):
+        return float(c)
+    if progress is None:
+        raise UntiedError(
+            f"coefficient {_show(c)} is a function of training progress, and none was given: "
+            "use untied.record(model, progress=step / steps)"
+        )
+    return float(c(progress))
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum, in float32 at least."""
+    return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+class Primitive:
+    """A penalty of one layer and its gradient in B. Subclass it to add one; an instance multiplies and adds into rules.
+
+    Attributes:
+        name: as written in rules. formula, gradient_formula: for people, in this file's legend.
+        degree: in B; the penalty is homogeneous, so <B, gradient> = degree * penalty.
+        needs_data: whether it sees activity; if not, it is a function of W and B alone.
+        local_computation: synaptic weights act only on their own inputs (paper, section 3.1, criterion 1).
+        local_plasticity: the update depends on pre- and postsynaptic activity only (criterion 2).
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    gradient_formula: ClassVar[str]
+    degree: ClassVar[int]
+    needs_data: ClassVar[bool]
+    local_computation: ClassVar[bool] = True
+    local_plasticity: ClassVar[bool] = True
+
+    def penalty(self, s: Signals) -> Tensor:
+        """P, the readable definition: 0-dim, differentiable in everything it is made of."""
+        raise NotImplementedError
+
+    def gradient(self, s: Signals) -> Tensor | Correlation:
+        """The closed form of dP/dB, where no operation acts on what B produced."""
+        raise NotImplementedError
+
+    @property
+    def local(self) -> bool:
+        """Whether it satisfies both criteria."""
+        return self.local_computation and self.local_plasticity
+
+    def __mul__(self, factor: Coefficient) -> Combination:
+        return Combination({self: 1.0}) * factor
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Combination | Primitive) -> Combination:
+        return Combination({self: 1.0}) + other
+
+    def __sub__(self, other: Combination | Primitive) -> Combination:
+        return Combination({self: 1.0}) - other
+
+    def __neg__(self) -> Combination:
+        return -1.0 * self
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # Primitives have no state: one is as good as another, also after deepcopy.
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class Decay(Primitive):
+    """Energy efficiency: the norm of the backward weights."""
+
+    name, degree, needs_data = "decay", 2, False
+    formula, gradient_formula = "½‖B‖²", "B"
+
+    def penalty(self, s: Signals) -> Tensor:
+        P = total(s.B.square()) / 2
+        return P + total(s.W.square()) / 2 if s.operations.update_forward else P
+
+    def gradient(self, s: Signals) -> Tensor:
+        return s.B
+
+
+class Amp(Primitive):
+    """Alignment of the layer's input with its reconstruction, a Hebbian term."""
+
+    name, degree, needs_data = "amp", 1, True
+    formula, gradient_formula = "−⟨T_B x, y⟩", "−correlate(x, y)"
+
+    def penalty(self, s: Signals) -> Tensor:
+        if s.operations.amp_on_reconstruction:
+            return -total(s.x * s.reconstruction)
+        return -total(s.p * s.y)
+
+    def gradient(self, s: Signals) -> Correlation:
+        return Correlation(-1.0, s.x_backward, s.y)
+
+
+class Null(Primitive):
+    """Sparsity of the reconstruction."""
+
+    name, degree, needs_data = "null", 2, True
+    formula, gradient_formula = "½‖T_B* y‖²", "correlate(T_B* y, y)"
+
+    def penalty(self, s: Signals) -> Tensor:
+        return total(s.reconstruction.square()) / 2
+
+    def gradient(self, s: Signals) -> Correlation:
+        return Correlation(1.0, s.reconstruction, s.y)
+
+
+class Sparse(Primitive):
+    """Energy efficiency of the backward projection. B acts on x, which is not its input: not local computation."""
+
+    name, degree, needs_data = "sparse", 2, True
+    formula, gradient_formula = "½‖T_B x‖²", "correlate(x, T_B x)"
+    local_computation = False
+
+    def penalty(self, s: Signals) -> Tensor:
+        P = total(s.p.square()) / 2
+        return P + total(s.y.square()) / 2 if s.operations.update_forward else P
+
+    def gradient(self, s: Signals) -> Correlation:
+        return Correlation(1.0, s.x_backward, s.p)
+
+
+class Self(Primitive):
+    """Alignment of the weights themselves. The update reads W's strength: not local plasticity."""
+
+    name, degree, needs_data = "self", 1, False
+    formula, gradient_formula = "−⟨B, W⟩", "−W"
+    local_plasticity = False
+
+    def penalty(self, s: Signals) -> Tensor:
+        return -total(s.B * s.W)
+
+    def gradient(self, s: Signals) -> Tensor:
+        return -s.W
+
+
+decay, amp, null, sparse, self_ = Decay(), Amp(), Null(), Sparse(), Self()
+
+PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (decay, amp, null, sparse, self_)}
+"""In Table 1's order, by name."""

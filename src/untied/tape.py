@@ -1,0 +1,224 @@
+"""`record` collects each layer's R during a forward pass; `Tape.penalty` hands it over as a term of the loss.
+
+What a layer leaves on the tape is of a weight's size: R's gradient in B is computed in the forward pass, from the closed form,
+while the activity is there anyway. Rules with noise input need no activity at all, only its shape; theirs is drawn later, in
+`penalty`, so that it never disturbs the random numbers of dropout under activation checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .autograd import LossTerm
+from .errors import UntiedError
+from .geometry import Geometry
+from .operations import Signals
+from .primitives import Primitive
+from .rules import Alignment, Number
+
+if TYPE_CHECKING:
+    from .layers import Untied
+
+__all__ = ["Tape", "record"]
+
+Terms = tuple[Tensor, Tensor, Tensor | None]
+"""R, its gradient in B, and in W where R moves that too."""
+
+Pending = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry, float]
+"""A call whose noise is yet to be drawn: the input's shape (on the meta device), W, B, bias, geometry, scale."""
+
+
+@dataclass
+class Connection:
+    """One backward kernel and what its layer's calls have left for it."""
+
+    layer: Untied
+    rule: Alignment
+    W: Tensor
+    B: Tensor
+    calls: list[Terms] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+
+
+class Tape:
+    """R of one forward pass. Made by `record`; asked for with `penalty`.
+
+    Attributes:
+        progress: of training, 0 to 1, for coefficients that are functions of it; or None.
+        step: number of the training step, for rules with ``every``; or None.
+    """
+
+    def __init__(self, layers: dict[str, Untied], progress: float | None, step: int | None) -> None:
+        self.layers = layers
+        self.progress = progress
+        self.step = step
+        self.place = torch.rand(())  # where in the batch a ``fraction`` begins, 0 to 1
+        # Settled here, once a step: inside a compiled model they would be guards.
+        self.coefficients: dict[int, dict[Primitive, Number]] = {}
+        self.resting: dict[int, bool] = {}
+        self.called: list[Untied] = []
+        self.connections: dict[tuple[int, int], Connection] = {}
+        for name, layer in layers.items():
+            rule = layer.rule
+            if not isinstance(rule, Alignment) or id(rule) in self.coefficients:
+                continue
+            if rule.every > 1 and step is None:
+                raise UntiedError(
+                    f"layer {name}: rule {rule} is evaluated every {rule.every} steps, and no step was given: "
+                    "use untied.record(model, step=i)"
+                )
+            self.coefficients[id(rule)] = rule.coefficients(progress)
+            self.resting[id(rule)] = rule.every > 1 and step is not None and step % rule.every != 0
+
+    def note(
+        self, layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry,
+        kernels: tuple[Tensor, Tensor], part: int,
+    ) -> None:  # fmt: skip
+        """Called by a layer: input x and output y of one call (in autocast's dtype, as are W, B and bias).
+
+        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``part`` numbers the slices.
+        """
+        self.called.append(layer)
+        rule = layer.rule
+        if not isinstance(rule, Alignment) or not rule.aligns:
+            return
+        key = (id(layer.backward_parameter(part)), part)
+        connection = self.connections.setdefault(key, Connection(layer, rule, *kernels))
+        if not rule.needs_data or self.resting[id(rule)]:
+            return
+        with torch.no_grad():
+            s, scale = self.signals(rule, x, y, W, B, bias, geometry)
+            if scale == 0:
+                return
+            if rule.operations.noise is None:
+                connection.calls.append(rule.data_terms(s, self.coefficients[id(rule)], scale))
+            else:
+                shape_only = torch.empty_like(s.x, device="meta")
+                connection.pending.append((shape_only, s.W, s.B, s.bias, geometry, scale))
+
+    def signals(
+        self, rule: Alignment, x: Tensor, y: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> tuple[Signals, float]:
+        """What the rule sees of this call, and the factor that makes a sum over it a mean over the batch."""
+        n = geometry.batch_size(x)
+        if n is None:
+            x, y, n = x.unsqueeze(0), y.unsqueeze(0), 1
+        if rule.fraction < 1 and n > 1:
+            k = max(1, round(rule.fraction * n))
+            x, y, n = self.window(x, n, k), self.window(y, n, k), k
+        scale = rule.every / n if n else 0.0
+        if rule.positions == "mean":
+            scale /= max(geometry.positions(x, y), 1)
+        x, W, B = x.detach(), W.detach(), B.detach()
+        if rule.operations.noise is not None:
+            return Signals(x, W, B, geometry, rule.operations, bias), scale
+        y = y.detach() if bias is None else geometry.add_bias(y.detach(), -bias.detach())
+        return Signals(x, W, B, geometry, rule.operations, bias, y), scale
+
+    def window(self, x: Tensor, n: int, k: int) -> Tensor:
+        """K neighbouring examples of n, the first following the last. A view of x where the end is not crossed."""
+        if torch.compiler.is_compiling():  # the place must not be a constant of the graph
+            rows = (torch.arange(k, device=x.device) + (self.place * n).long()) % n
+            return x.index_select(0, rows)
+        first = int(self.place * n)
+        return x[first : first + k] if first + k <= n else torch.cat([x[first:], x[: first + k - n]])
+
+    def penalty(self) -> Tensor:
+        """R, summed over the layers, as a term of the loss: 0-dim, its gradient in each B the closed form.
+
+        Raises:
+            UntiedError: converted layers took no part in any recorded forward pass so far.
+        """
+        self.audit()
+        terms = [t for c in self.connections.values() for t in self.terms(c)]
+        if not terms:
+            device = next((layer.weight_device for layer in self.layers.values()), None)
+            return torch.zeros((), device=device)
+        values, targets, gradients = zip(*terms, strict=True)
+        R = torch.stack([v.to(values[0].device) for v in values]).sum()
+        return LossTerm.apply(R, len(targets), *targets, *gradients)  # type: ignore[no-any-return]
+
+    def penalties(self) -> dict[str, float]:
+        """R of each layer by name, as numbers, for logging."""
+        names = {id(layer): name for name, layer in self.layers.items()}
+        totals: dict[str, float] = {}
+        for connection in self.connections.values():
+            name = names[id(connection.layer)]
+            totals[name] = totals.get(name, 0.0) + sum(float(v) for v, *_ in self.terms(connection))
+        return totals
+
+    def terms(self, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(value, kernel, gradient) for B, and for W where R moves it."""
+        rule, W, B = connection.rule, connection.W, connection.B
+        with torch.no_grad():
+            if self.resting[id(rule)]:  # multiplied by 0 rather than dropped: DDP waits for every gradient
+                R, dB, dW = B.new_zeros(()), torch.zeros_like(B), torch.zeros_like(W) if rule.operations.update_forward else None
+            else:
+                c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
+                R, dB, dW = rule.weight_terms(W.detach(), B.detach(), c)
+            for x, W_, B_, bias, geometry, scale in connection.pending:
+                s = Signals(torch.empty_like(x, device=W_.device), W_, B_, geometry, rule.operations, bias)
+                connection.calls.append(rule.data_terms(s, self.coefficients[id(rule)], scale))
+            connection.pending.clear()
+            share = 1 / len(connection.calls) if connection.calls and rule.positions == "mean" else 1.0
+            for call in connection.calls:
+                R = R + share * call[0]
+                dB.add_(call[1], alpha=share)
+                if dW is not None and call[2] is not None:
+                    dW.add_(call[2], alpha=share)
+        zero = torch.zeros_like(R)
+        return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
+
+    def audit(self) -> None:
+        """Refuse to go on if converted layers have never been called: their errors would be backprop's, or their B never move."""
+        for layer in self.called:
+            layer.was_called = True
+        missed = [name for name, layer in self.layers.items() if not layer.was_called]
+        if missed:
+            shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+            raise UntiedError(
+                f"converted layers were never called in the recorded forward pass: {shown}. Some models use their weights directly "
+                "(functional attention), or are called outside record(): leave those layers out with untie_(model, rule, filter=...), "
+                "register the module that uses them (untied.register_layer), or run the forward pass inside record()"
+            )
+
+
+@contextmanager
+def record(model: nn.Module, *, progress: float | None = None, step: int | None = None) -> Iterator[Tape]:
+    """Record a training forward pass, for R.
+
+    ::
+
+        with untied.record(model) as tape:
+            task = cross_entropy(model(images), labels)
+        (task + tape.penalty()).backward()
+
+    Args:
+        model: a converted model, also wrapped in `DistributedDataParallel` or compiled.
+        progress: of training, 0 to 1; needed by coefficients that are functions of it.
+        step: number of this training step; needed by rules with ``every``.
+
+    Raises:
+        UntiedError: nothing in the model is converted; two recordings at once; progress or step is missing.
+    """
+    from .layers import untied_layers
+
+    layers = untied_layers(model)
+    if not layers:
+        raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)")
+    if any(layer.tape is not None for layer in layers.values()):
+        raise UntiedError("this model is being recorded already: leave the first record() before entering another")
+    tape = Tape(layers, progress, step)
+    for layer in layers.values():
+        layer.tape = tape
+    try:
+        yield tape
+    finally:
+        for layer in layers.values():
+            layer.tape = None

@@ -1,0 +1,164 @@
+"""The text form of a rule, read without eval.
+
+    rule    =  term { ("+" | "-") term }
+    term    =  [ number "*" ] atom
+    atom    =  name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
+    value   =  number | word             number = 0.5, 1e-3, -2, 1/8
+
+A name is a primitive (amp), a named rule (sa), or ``align(amp=1, decay=0.5, fraction=1/8)``: any combination with options.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import UntiedError
+from .primitives import PRIMITIVES, Combination
+from .rules import NAMED, OPTIONS, Alignment, Rule, as_rule, named
+
+__all__ = ["parse_rule"]
+
+_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[-+*/(),=]))")
+
+
+@dataclass
+class _Token:
+    kind: str
+    text: str
+    start: int
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens: list[_Token] = []
+        at = 0
+        while text[at:].strip():
+            match = _TOKEN.match(text, at)
+            if match is None:
+                start = at + len(text[at:]) - len(text[at:].lstrip())
+                self.fail(_Token("unknown", text[start], start), "a rule is made of names, numbers and + - * / ( ) , =")
+            kind = str(match.lastgroup)
+            self.tokens.append(_Token(kind, match[kind], match.start(kind)))
+            at = match.end()
+        self.tokens.append(_Token("end", "", len(text)))
+        self.at = 0
+
+    def fail(self, token: _Token, way_out: str) -> NoReturn:
+        """One line that marks the place: ``'amp + >>>amq<<<'``."""
+        found = "the end" if token.kind == "end" else repr(token.text)
+        marked = f"{self.text[: token.start]}>>>{token.text}<<<{self.text[token.start + len(token.text) :]}"
+        raise UntiedError(f"cannot read rule at {found}, column {token.start + 1}, in '{marked}': {way_out}")
+
+    @property
+    def next(self) -> _Token:
+        return self.tokens[self.at]
+
+    def take(self, text: str) -> bool:
+        if self.next.text == text and self.next.kind == "sign":
+            self.at += 1
+            return True
+        return False
+
+    def expect(self, kind: str, what: str) -> _Token:
+        if self.next.kind != kind:
+            self.fail(self.next, f"expected {what}")
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def number(self) -> float:
+        sign = -1.0 if self.take("-") else 1.0
+        v = sign * float(self.expect("number", "a number").text)
+        if self.take("/"):
+            below = self.expect("number", "a number")
+            if float(below.text) == 0:
+                self.fail(below, "expected a number other than 0")
+            v /= float(below.text)
+        return v
+
+    def option(self) -> Any:
+        if self.next.kind != "word":
+            v = self.number()
+            return int(v) if v == int(v) else v
+        word = self.expect("word", "a value").text
+        return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+
+    def atom(self) -> Rule | Combination:
+        token = self.next
+        if token.kind != "word" or token.text not in (*NAMED, *PRIMITIVES, "align"):
+            known = f"rules {', '.join(NAMED)}; primitives {', '.join(PRIMITIVES)}; align(...) for any combination with options"
+            self.fail(token, f"possible are {known}")
+        self.at += 1
+        name, options = token.text, {}
+        if self.take("("):
+            possible = (*PRIMITIVES, *OPTIONS)
+            while not self.take(")"):
+                if options:
+                    if not self.take(","):
+                        self.fail(self.next, "expected , or )")
+                key = self.expect("word", "an option, such as amp=0.5")
+                if key.text not in possible or name in PRIMITIVES:
+                    self.fail(key, f"{name} takes {', '.join(possible)}" if name not in PRIMITIVES else "a primitive takes no options")
+                if key.text in options:
+                    self.fail(key, "it is given twice")
+                if not self.take("="):
+                    self.fail(self.next, "expected =")
+                options[key.text] = self.option()
+        if name in PRIMITIVES:
+            return Combination({PRIMITIVES[name]: 1.0})
+        try:
+            if name == "align":
+                coefficients = {k: options.pop(k) for k in list(options) if k in PRIMITIVES}
+                return Alignment(coefficients, **options)
+            return named(name, **options)
+        except UntiedError as error:
+            self.fail(token, str(error))
+
+    def term(self, sign: float) -> Rule | Combination:
+        start = self.next
+        factor = sign
+        if self.next.kind == "number" or self.next.text == "-":
+            factor *= self.number()
+            if not self.take("*"):
+                if factor == 0 and self.next.kind in ("end", "sign"):
+                    return Combination({})
+                self.fail(self.next, "expected * and a name after a number")
+        atom = self.atom()
+        if factor == 1:
+            return atom
+        if not isinstance(atom, Combination | Alignment):
+            self.fail(start, f"{atom} has no coefficients: it cannot be multiplied")
+        try:
+            return atom * factor
+        except UntiedError as error:
+            self.fail(start, str(error))
+
+    def rule(self) -> Rule | Combination:
+        total = self.term(-1.0 if self.take("-") else 1.0)
+        while self.next.kind != "end":
+            sign = self.next
+            if not (self.take("+") or self.take("-")):
+                self.fail(sign, "expected +, - or the end")
+            other = self.term(-1.0 if sign.text == "-" else 1.0)
+            if not (isinstance(total, Combination | Alignment) and isinstance(other, Combination | Alignment)):
+                self.fail(sign, "only alignment rules and primitives add")
+            if isinstance(total, Combination) and isinstance(other, Alignment):
+                total, other = other, total
+            try:
+                total = total + other  # type: ignore[operator]
+            except UntiedError as error:
+                self.fail(sign, str(error))
+        return total
+
+
+def parse_rule(text: str) -> Rule:
+    """Read a rule; `untied.rules.parse` is its public name.
+
+    Raises:
+        UntiedError: what is wrong, where, and what is possible.
+    """
+    if not text.strip():
+        raise UntiedError(f"the rule is empty: write one of {', '.join(NAMED)}, or a combination such as 'amp + 0.5*decay + null'")
+    return as_rule(_Reader(text).rule())
