@@ -1,7 +1,8 @@
 """untied: train any PyTorch network without weight symmetry.
 
-Every layer keeps its forward weight W for the forward pass and a separate backward weight B for sending errors back; a learning rule
-moves B (Kunin, Nayebi et al., "Two Routes to Scalable Credit Assignment without Weight Symmetry", ICML 2020).
+Every layer keeps its forward weight W for the forward pass and a separate backward weight B for sending
+errors back; a learning rule moves B (Kunin, Nayebi et al., "Two Routes to Scalable Credit Assignment without
+Weight Symmetry", ICML 2020).
 """
 
 from . import geometry, metrics, operations, primitives, rules
@@ -14,6 +15,19 @@ from .tape import Tape, record
 __version__ = "0.1.0"
 
 __all__ = [
-    "Geometry", "Report", "Tape", "Untied", "UntiedError", "geometry", "metrics", "operations", "parameter_groups", "primitives",
-    "record", "register_layer", "rules", "tie_", "untie_",
-]  # fmt: skip
+    "Geometry",
+    "Report",
+    "Tape",
+    "Untied",
+    "UntiedError",
+    "geometry",
+    "metrics",
+    "operations",
+    "parameter_groups",
+    "primitives",
+    "record",
+    "register_layer",
+    "rules",
+    "tie_",
+    "untie_",
+]

@@ -15,15 +15,14 @@ __all__ = ["LossTerm", "cast_for_autocast", "untied_operation"]
 class UntiedOperation(torch.autograd.Function):
     """y = T_W x + bias, whose input pseudogradient is T_B* g. W's and bias's gradients are backprop's own.
 
-    One backward kernel call gives all three. B gets no gradient from the task; Kolen-Pollack's B takes W's (``copies``).
+    One backward kernel call gives all three. B gets no gradient from the task; Kolen-Pollack's B takes W's
+    (``copies``).
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool
-    ) -> Tensor:
+    def forward(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool) -> Tensor:
         return geometry.forward(x, W, bias)
 
     @staticmethod
@@ -33,7 +32,7 @@ class UntiedOperation(torch.autograd.Function):
         ctx.bias_shape = None if bias is None else list(bias.shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, B = ctx.saved_tensors
         needs_x, needs_W, needs_B, needs_bias, *_ = ctx.needs_input_grad
         copies = ctx.copies and needs_B
@@ -57,8 +56,8 @@ def untied_operation(
 
 
 def cast_for_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Cast to autocast's dtype where autocast is on: before the autograd function, so that gradients come back in each
-    parameter's own dtype. As autocast does, leaves float64 and integers alone.
+    """Cast to autocast's dtype where autocast is on: before the autograd function, so that gradients come
+    back in each parameter's own dtype. As autocast does, leaves float64 and integers alone.
     """
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
@@ -76,7 +75,7 @@ class LossTerm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(value: Tensor, count: int, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(value: Tensor, count: int, *tensors: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
@@ -85,6 +84,6 @@ class LossTerm(torch.autograd.Function):
         ctx.save_for_backward(*inputs[2 + ctx.count :])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [gradient * g.to(gradient.device, gradient.dtype) for gradient in ctx.saved_tensors]
         return None, None, *gradients, *(None,) * ctx.count

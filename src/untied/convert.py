@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from .algebra import Alignment, Rule, Transport
 from .errors import UntiedError
 from .layers import LAYERS, Untied, backward_name, magnitude_name, untied_layers
 from .primitives import Combination, Primitive
-from .rules import Alignment, Rule, Transport, as_rule
+from .rules import as_rule
 
 __all__ = ["Report", "like_weight", "parameter_groups", "tie_", "untie_"]
 
@@ -27,7 +28,10 @@ _UNREACHABLE = {
     nn.RNNCellBase: "its cell kernel sends errors back through the forward weights",
     nn.Bilinear: "it is not linear in one input, so B would need two layouts",
 }
-_KNOWN_HARMLESS = {nn.Embedding: "its input is an index, no error goes through it", nn.EmbeddingBag: "its input is an index, no error goes through it"}
+_KNOWN_HARMLESS = {
+    nn.Embedding: "its input is an index, no error goes through it",
+    nn.EmbeddingBag: "its input is an index, no error goes through it",
+}
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,18 @@ class Report:
     def __str__(self) -> str:
         lines = [f"converted {len(self.converted)} layers"]
         lines += [f"  {name or '(the model)'}: {what}" for name, what in self.converted.items()]
-        lines += [f"left alone {len(self.left)} modules with parameters of their own"] if self.left else []
-        lines += [f"  {name or '(the model)'}: {why}" for name, why in self.left.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left.items():
+            reasons.setdefault(why, []).append(name or "(the model)")
+        lines += ["left alone"] if reasons else []
+        lines += [f"  {why}: {', '.join(names)}" for why, names in reasons.items()]
         return "\n".join(lines)
 
 
 def like_weight(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A normal draw with the weight's own standard deviation, so that B starts as W's initialisation would.
 
-    Where W is constant (some layers start at zero) the standard deviation is PyTorch's default, 1 / sqrt(3 fan_in).
+    Where W is constant (some layers start at zero) it is PyTorch's default, 1 / sqrt(3 fan_in).
     """
     std = float(weight.detach().float().std(correction=0)) if weight.numel() else 0.0
     if not std > 0:
@@ -71,26 +78,33 @@ def untie_(
 ) -> Report:
     """Untie the backward from the forward weights of a model's layers, in place. Outputs stay bit-identical.
 
-    Call it again with another ``filter`` for layers that shall have another rule; layers already untied are left as they are.
+    Call it again with another ``filter`` for layers that shall have another rule; layers already untied are
+    left as they are.
 
     Args:
-        model: any model of linear, convolution, transposed convolution and multi-head attention layers, and registered types.
-        rule: for these layers: a rule, a combination of primitives, or a text such as ``"sa"`` or ``"amp + 0.5*decay + null"``.
-        filter: which layers: a name pattern (``"layer1.*"``), a type or tuple of types, or a function of name and module. Default: all.
-        init: B's initial value: "like" draws it with W's own standard deviation (`like_weight`); "copy" starts at W; a
-            `torch.Generator` draws as "like" does, from that generator; a function gets W and returns B.
+        model: any model of linear, convolution, transposed convolution and multi-head attention layers, and
+            registered types.
+        rule: for these layers: a rule, a combination of primitives, or a text such as ``"sa"`` or ``"amp +
+            0.5*decay + null"``.
+        filter: which layers: a name pattern (``"layer1.*"``), a type or tuple of types, or a function of
+            name and module. Default: all.
+        init: B's initial value: "like" draws it with W's own standard deviation (`like_weight`); "copy"
+            starts at W; a `torch.Generator` draws as "like" does, from that generator; a function gets W and
+            returns B.
 
     Returns:
         What was converted, and what was left alone and why.
 
     Raises:
-        UntiedError: nothing matched; a matching layer cannot be untied (recurrent layers, unregistered subclasses, uninitialised
-            lazy layers); an unknown rule or init.
+        UntiedError: nothing matched; a matching layer cannot be untied (recurrent layers, unregistered
+            subclasses, uninitialised lazy layers); an unknown rule or init.
     """
     rule = as_rule(rule)
     matches, shown = _matcher(filter), f"filter={filter!r}" if filter is not None else "no filter"
     if not (init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init)):
-        raise UntiedError(f"init={init!r} is not possible: give 'like', 'copy', a torch.Generator, or a function of the weight")
+        raise UntiedError(
+            f"init={init!r} is not possible: give 'like', 'copy', a torch.Generator, or a function of the weight"
+        )
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
     modules = dict(model.named_modules())
@@ -102,7 +116,7 @@ def untie_(
         chosen_as = (name.rpartition(".")[0], parent) if isinstance(parent, nn.MultiheadAttention) else (name, module)
         if isinstance(module, Untied):
             left[name] = f"untied already, rule {module.rule}"
-        elif not matches(chosen_as[0], chosen_as[1]):  # type: ignore[arg-type]
+        elif not matches(*chosen_as):
             left[name] = f"{type(module).__name__}, not in {shown}"
         elif type(module) in LAYERS:
             chosen[name] = module
@@ -110,8 +124,13 @@ def untie_(
             left[name] = _why_left(name, module)
     if not chosen:
         possible = sorted({t.__name__ for t in LAYERS})
-        present = ", ".join(f"{n or '(the model)'} ({why})" for n, why in list(left.items())[:5]) or "no module with parameters"
-        raise UntiedError(f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}")
+        present = (
+            ", ".join(f"{n or '(the model)'} ({why})" for n, why in list(left.items())[:5])
+            or "no module with parameters"
+        )
+        raise UntiedError(
+            f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}"
+        )
     for name, module in chosen.items():
         _check_initialised(name, module)
     shared: dict[tuple[int, ...], nn.Parameter] = {
@@ -158,7 +177,9 @@ def _initial(W: Tensor, init: Init) -> Tensor:
     B: object = init(W)
     if not isinstance(B, Tensor) or B.shape != W.shape:
         got = tuple(B.shape) if isinstance(B, Tensor) else type(B).__name__
-        raise UntiedError(f"init gave {got} for a weight of shape {tuple(W.shape)}: return a tensor of the weight's shape")
+        raise UntiedError(
+            f"init gave {got} for a weight of shape {tuple(W.shape)}: return a tensor of the weight's shape"
+        )
     return B.detach().to(W).clone()
 
 
@@ -171,14 +192,19 @@ def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: isinstance(module, filter)
     if callable(filter):
         return filter
-    raise UntiedError(f"filter={filter!r} is not possible: give a name pattern, a type, a tuple of types, or a function of name and module")
+    raise UntiedError(
+        f"filter={filter!r} is not possible: give a name pattern, a type, a tuple of types, or a function of name "
+        "and module"
+    )
 
 
 def _why_left(name: str, module: nn.Module) -> str:
     """Why a matching module without an untied class may stay; raises where errors would silently be backprop's."""
     where, kind = f"{name or '(the model)'} is {type(module).__name__}", type(module)
     leave = "leave it to backprop knowingly with filter=..."
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and any(
+        isinstance(p, UninitializedParameter) for p in module.parameters()
+    ):
         raise UntiedError(f"{where}, not initialised yet: run one forward pass before untie_")
     for reason_for, reason in _UNREACHABLE.items():
         if isinstance(module, reason_for):
@@ -189,16 +215,24 @@ def _why_left(name: str, module: nn.Module) -> str:
             f"{where}, a subclass of {base.__name__} whose forward may differ: declare its untied class with "
             f"@untied.register_layer({kind.__name__}), or {leave}"
         )
-    return next((f"{kind.__name__}: {why}" for t, why in _KNOWN_HARMLESS.items() if isinstance(module, t)), f"{kind.__name__} has no kernel to untie")
+    return next(
+        (f"{kind.__name__}: {why}" for t, why in _KNOWN_HARMLESS.items() if isinstance(module, t)),
+        f"{kind.__name__} has no kernel to untie",
+    )
 
 
 def _check_initialised(name: str, module: nn.Module) -> None:
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        raise UntiedError(f"{name} is a lazy {type(module).__name__}, not initialised yet: run one forward pass before untie_")
+        raise UntiedError(
+            f"{name} is a lazy {type(module).__name__}, not initialised yet: run one forward pass before untie_"
+        )
 
 
 def tie_(model: nn.Module) -> nn.Module:
-    """Undo `untie_`, in place: plain classes, plain state dict, W as it is now. A model without untied layers is left as it is."""
+    """Undo `untie_`, in place: plain classes, plain state dict, W as it is now.
+
+    A model without untied layers is left as it is.
+    """
     for layer in untied_layers(model).values():
         module: nn.Module = layer  # type: ignore[assignment]
         for weight in layer.own_weights():
@@ -213,10 +247,10 @@ def tie_(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(forward, backward): all other parameters, and the backward weights. Each is a list that an optimizer takes.
+    """(forward, backward): all other parameters, and the backward weights; each a list, as optimizers take it.
 
-    Give weight decay to the forward group only: R has its own decay. Feedback alignment's backward weights are frozen
-    (``requires_grad=False``), which optimizers pass over; transport rules have none.
+    Give weight decay to the forward group only: R has its own decay. Feedback alignment's backward weights are
+    frozen (``requires_grad=False``), which optimizers pass over; transport rules have none.
     """
     backward = {id(B): B for layer in untied_layers(model).values() for B in layer.backward_parameters()}
     return [p for p in model.parameters() if id(p) not in backward], list(backward.values())

@@ -3,20 +3,24 @@
 Legend
     x   layer input       dense [n, ..., i]   convolution [n, i, *space]
     y   layer output      dense [n, ..., o]   convolution [n, o, *space']
-    K   kernel, W's layout: dense [o, i]; convolution [o, i/groups, *k]; transposed convolution [i, o/groups, *k]
-    n   batch; absent for a dense layer that is given one vector, or a convolution that is given one image
+    K   kernel, in W's layout
+                          dense [o, i]        convolution [o, i/groups, *k]
+                                              transposed convolution [i, o/groups, *k]
+    n   batch; absent for a dense layer given one vector, or a convolution given one image
 
-    project(x, K)      T_K x                send activity forward through K
-    reconstruct(y, K)  T_K* y               send activity back through K (the adjoint)
-    correlate(x, y)    d<y, T_K x> / dK     the Hebbian outer product, in K's layout, summed over n and positions
+    project(x, K)      T_K x               send activity forward through K
+    reconstruct(y, K)  T_K* y              send activity back through K (the adjoint)
+    correlate(x, y)    d<y, T_K x> / dK    the Hebbian outer product, summed over n and positions
 
-The identity that ties them, <T_K x, y> = <x, T_K* y> = <K, correlate(x, y)>, holds for every layer type and is a test.
-A new layer type is a subclass of `Geometry` with these three methods; `untied.register_layer` makes it known.
+The identity that ties them, <T_K x, y> = <x, T_K* y> = <K, correlate(x, y)>, holds for every layer type and is
+a test. A new layer type is a subclass of `Geometry` with these three methods; `untied.register_layer` makes it
+known.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +32,8 @@ __all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "project", 
 
 
 class Geometry:
-    """What a layer type does with a kernel. Subclasses give the first three methods; the others follow from them."""
+    """What a layer type does with a kernel. Subclasses give the first three methods; the others follow from
+    them."""
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         """T_K x."""
@@ -55,7 +60,8 @@ class Geometry:
         return y + bias
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The part of T that has no kernel, such as padding. It stays outside the untied operation, for autograd."""
+        """The part of T that has no kernel, such as padding. It stays outside the untied operation, for
+        autograd."""
         return x
 
     def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,7 +72,8 @@ class Geometry:
     def backward(
         self, g: Tensor, x: Tensor, B: Tensor, bias_shape: list[int] | None, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Pseudogradients of input (through B), weight and bias, for a prepared input; only the ones in ``needs``."""
+        """Pseudogradients of input (through B), weight and bias, for a prepared input; only the ones in
+        ``needs``."""
         return (
             self.reconstruct(g, B, like=x) if needs[0] else None,
             self.correlate(x, g) if needs[1] else None,
@@ -95,8 +102,9 @@ class Dense(Geometry):
 class Convolution(Geometry):
     """Convolutions and transposed convolutions of 1 to 3 dimensions, with every padding mode.
 
-    ``padding`` is zero padding that the kernel call itself does. ``explicit_padding`` (first and last side per dimension, last
-    dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done before it: other modes, and an uneven 'same'.
+    ``padding`` is zero padding that the kernel call itself does. ``explicit_padding`` (first and last side
+    per dimension, last dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done
+    before it: other modes, and an uneven 'same'.
     """
 
     kernel_size: tuple[int, ...]
@@ -143,7 +151,9 @@ class Convolution(Geometry):
     def dims(self) -> int:
         return len(self.kernel_size)
 
-    def _call(self, x: Tensor, K: Tensor, bias: Tensor | None, transposed: bool, output_padding: tuple[int, ...]) -> Tensor:
+    def _call(
+        self, x: Tensor, K: Tensor, bias: Tensor | None, transposed: bool, output_padding: tuple[int, ...]
+    ) -> Tensor:
         return torch.convolution(
             x, K, bias, self.stride, self.padding, self.dilation, transposed, output_padding, self.groups
         )
@@ -151,10 +161,11 @@ class Convolution(Geometry):
     def _backward_call(
         self, g: Tensor, x: Tensor, K: Tensor, bias_shape: list[int] | None, mask: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten.convolution_backward(
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             g, x, K, bias_shape, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding or (0,) * self.dims, self.groups, mask,
         )  # fmt: skip
+        return grads
 
     def prepare(self, x: Tensor) -> Tensor:
         return F.pad(x, self.explicit_padding, mode=self.padding_mode) if any(self.explicit_padding) else x
@@ -174,17 +185,24 @@ class Convolution(Geometry):
             return self._reconstruct(y, K, size)
         # Padding is linear, so its adjoint is its vector-Jacobian product at any point.
         template = y.new_zeros(y.shape[0], K.shape[1] * self.groups, *size)
-        padded, adjoint = torch.func.vjp(self.prepare, template)
-        return adjoint(self._reconstruct(y, K, padded.shape[2:]))[0]
+        padded, adjoint = torch.func.vjp(self.prepare, template)[:2]
+        x: Tensor = adjoint(self._reconstruct(y, K, padded.shape[2:]))[0]
+        return x
 
-    def _reconstruct(self, y: Tensor, K: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+    def _reconstruct(self, y: Tensor, K: Tensor, size: Iterable[int]) -> Tensor:
         """The transposed convolution; rows of x that no stride reaches come back as output padding."""
-        reached = [
-            (o - 1) * s - 2 * p + d * (k - 1) + 1
-            for o, s, p, d, k in zip(y.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True)
-        ]
-        rest = tuple(x - r for x, r in zip(size, reached, strict=True))
+        rest = tuple(x - r for x, r in zip(size, self._reached(y), strict=True))
         return self._call(y, K, None, True, rest)
+
+    def _reached(self, y: Tensor) -> tuple[int, ...]:
+        """The size of padded x, without zero padding, up to the last element that y depends on."""
+        sizes = zip(y.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True)
+        return tuple((o - 1) * s - 2 * p + d * (k - 1) + 1 for o, s, p, d, k in sizes)
+
+    def smallest_input(self, y: Tensor) -> tuple[int, ...]:
+        """The smallest spatial size of x that gives y's."""
+        pads = self.explicit_padding or (0,) * (2 * self.dims)
+        return tuple(r - pads[-2 * i - 2] - pads[-2 * i - 1] for i, r in enumerate(self._reached(y)))
 
     def correlate(self, x: Tensor, y: Tensor) -> Tensor:
         if x.dim() == self.dims + 1:
@@ -192,15 +210,6 @@ class Convolution(Geometry):
         first, second = (x, y) if self.transposed else (y, x)
         shape_only = y.new_empty(first.shape[1], second.shape[1] // self.groups, *self.kernel_size)
         return self._backward_call(y, self.prepare(x), shape_only, None, [False, True, False])[1]
-
-    def smallest_input(self, y: Tensor) -> tuple[int, ...]:
-        """The smallest spatial size of x that gives y's."""
-        reached = tuple(
-            (o - 1) * s - 2 * p + d * (k - 1) + 1
-            for o, s, p, d, k in zip(y.shape[2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True)
-        )
-        pads = self.explicit_padding or (0,) * (2 * self.dims)
-        return tuple(r - pads[-2 * i - 2] - pads[-2 * i - 1] for i, r in enumerate(reached))
 
     def positions(self, x: Tensor, y: Tensor) -> int:
         return math.prod((x if self.transposed else y).shape[-self.dims :])
@@ -238,7 +247,8 @@ def project(x: Tensor, K: Tensor, geometry: Geometry = DENSE) -> Tensor:
 def reconstruct(y: Tensor, K: Tensor, geometry: Geometry = DENSE, like: Tensor | None = None) -> Tensor:
     """T_K* y: send activity back through kernel K. For a dense layer ``y @ K``.
 
-    ``like`` is an input x whose spatial size the result takes; without it a strided convolution gives the smallest one possible.
+    ``like`` is an input x whose spatial size the result takes; without it a strided convolution gives the
+    smallest one possible.
     """
     return geometry.reconstruct(y, K, like)
 

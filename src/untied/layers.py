@@ -1,6 +1,7 @@
 """Untied layers: each is its plain PyTorch class with a backward weight beside the weight.
 
-A plain module becomes untied by exchange of its class (`untied.untie_`), so optimizers, hooks and shared references to it stay valid.
+A plain module becomes untied by exchange of its class (`untied.untie_`), so optimizers, hooks and shared
+references to it stay valid.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from .algebra import Rule, Transport
 from .autograd import cast_for_autocast, untied_operation
 from .errors import UntiedError
 from .geometry import DENSE, Convolution, Geometry
-from .rules import Alignment, Rule, Transport
 from .tape import Tape
 
 __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers"]
@@ -59,13 +60,20 @@ class Untied:
         return self.connect(x, self.geometry())
 
     def connect(
-        self, x: Tensor, geometry: Geometry, weight: str = "weight", bias: str | None = "bias", part: slice | None = None, number: int = 0
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        weight: str = "weight",
+        bias: str | None = "bias",
+        part: slice | None = None,
+        number: int = 0,
     ) -> Tensor:
         """Send x forward through one kernel of this layer, untied.
 
         Args:
             x: the layer's input.
-            weight, bias: names of the parameters. part: their rows to use, all by default; ``number`` tells parts of one kernel apart.
+            weight, bias: names of the parameters. part: their rows to use, all by default; ``number`` tells
+                parts of one kernel apart.
         """
         W = getattr(self, weight)
         b = None if bias is None else getattr(self, bias)
@@ -113,8 +121,8 @@ class Untied:
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
             return
         warnings.warn(
-            f"a training forward pass of rule {self.rule} outside untied.record(): its backward weights get no gradient from this pass, "
-            "so they do not align; use 'with untied.record(model) as tape', or model.eval() / torch.no_grad() to evaluate",
+            f"a training forward pass of rule {self.rule} outside untied.record(): its backward weights get no gradient "
+            "from it and do not align; use 'with untied.record(model) as tape', or model.eval() to evaluate",
             stacklevel=4,
         )
 
@@ -152,7 +160,13 @@ class _UntiedTransposed(Untied):
         """As the plain layer's, ``output_size`` included."""
         layer: Any = self
         padding = layer._output_padding(
-            x, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size), layer.dilation
+            x,
+            output_size,
+            layer.stride,
+            layer.padding,
+            layer.kernel_size,
+            len(layer.kernel_size),
+            layer.dilation,
         )
         return self.connect(x, Convolution.of(layer, list(padding)))
 
@@ -177,15 +191,16 @@ class UntiedOutputProjection(Untied, NonDynamicallyQuantizableLinear):
 
 
 class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose projections are untied: ``in_proj_backward_weight``, or one for q, k and v each, and
-    ``out_proj.backward_weight``. The products of queries, keys and values are activity, not weights, and stay as they are.
+    """`nn.MultiheadAttention` whose projections are untied: ``in_proj_backward_weight``, or one for q, k and
+    v each, and ``out_proj.backward_weight``. The products of queries, keys and values are activity, not
+    weights, and stay as they are.
     """
 
     weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
     def backward_parameter(self, number: int) -> Tensor | None:
         names = self.own_weights()
-        return getattr(self, backward_name(names[number if len(names) > 1 else 0]), None)  # type: ignore[no-any-return]
+        return getattr(self, backward_name(names[number if len(names) > 1 else 0]), None)
 
     def forward(  # type: ignore[override]
         self,
@@ -204,13 +219,17 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
         batched, same = query.dim() == 3, query is key and key is value
         q_in, k_in, v_in = (self._batch_first(t, batched) for t in (query, key, value))
         q, k, v = self._project(q_in, k_in, v_in, same)
-        n, length, E = q.shape
+        n, _, E = q.shape
         key_padding_mask = _additive(key_padding_mask, q.dtype)
         attn_mask = _additive(attn_mask, q.dtype)
         if key_padding_mask is not None:
             key_padding_mask = key_padding_mask.reshape(n, 1, 1, -1)
         if attn_mask is not None:
-            attn_mask = attn_mask.reshape(-1 if attn_mask.dim() == 3 else 1, self.num_heads if attn_mask.dim() == 3 else 1, *attn_mask.shape[-2:])
+            attn_mask = attn_mask.reshape(
+                -1 if attn_mask.dim() == 3 else 1,
+                self.num_heads if attn_mask.dim() == 3 else 1,
+                *attn_mask.shape[-2:],
+            )
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(n, 1, E).to(k.dtype)], 1)
             v = torch.cat([v, self.bias_v.expand(n, 1, E).to(v.dtype)], 1)
@@ -218,9 +237,19 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
             k, v = (torch.cat([t, t.new_zeros(n, 1, E)], 1) for t in (k, v))
         extra = (self.bias_k is not None) + self.add_zero_attn
         if extra:
-            key_padding_mask, attn_mask = (None if m is None else F.pad(m, (0, extra)) for m in (key_padding_mask, attn_mask))
-        mask = attn_mask if key_padding_mask is None else key_padding_mask if attn_mask is None else attn_mask + key_padding_mask
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # [n, heads, length, E / heads]
+            key_padding_mask, attn_mask = (
+                None if m is None else F.pad(m, (0, extra)) for m in (key_padding_mask, attn_mask)
+            )
+        mask = (
+            attn_mask
+            if key_padding_mask is None
+            else key_padding_mask
+            if attn_mask is None
+            else attn_mask + key_padding_mask
+        )
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # [n, heads, length, E / heads]
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -253,7 +282,8 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
             return self.connect(q, DENSE, "in_proj_weight", bias).chunk(3, dim=-1)
         E = self.embed_dim
         return tuple(
-            self.connect(x, DENSE, "in_proj_weight", bias, slice(i * E, (i + 1) * E), number=i + 1) for i, x in enumerate((q, k, v))
+            self.connect(x, DENSE, "in_proj_weight", bias, slice(i * E, (i + 1) * E), number=i + 1)
+            for i, x in enumerate((q, k, v))
         )
 
     def _add_bias(self, y: Tensor, rows: slice) -> Tensor:
@@ -298,7 +328,8 @@ def register_layer(plain: type[nn.Module]) -> Callable[[type], type]:
     def register(untied_class: type) -> type:
         if not (issubclass(untied_class, Untied) and issubclass(untied_class, plain)):
             raise UntiedError(
-                f"{untied_class.__name__} cannot stand for {plain.__name__}: declare it as 'class {untied_class.__name__}(untied.Untied, {plain.__name__})'"
+                f"{untied_class.__name__} cannot stand for {plain.__name__}: declare it as "
+                f"'class {untied_class.__name__}(untied.Untied, {plain.__name__})'"
             )
         LAYERS[plain] = untied_class
         return untied_class

@@ -5,8 +5,8 @@ Legend, as in geometry.py: g is the error at a layer's output, as the backward w
     weight angle           between W and B
     projection angle       between T_W x and T_B x
     local gradient angle   between T_W* g and T_B* g: what this layer's B does to the error it is given
-    gradient angle         between W's pseudogradient and its gradient under backpropagation, on the same batch
-    norm ratio             ‖B‖ / ‖W‖
+    gradient angle         between W's pseudogradient and its gradient under backpropagation, on the same
+    batch norm ratio             ‖B‖ / ‖W‖
 
 The first three are the reference code's; the gradient angle of the whole network is what training depends on.
 """
@@ -32,7 +32,8 @@ __all__ = ["AlignmentTable", "LayerAlignment", "angle", "measure", "norm_ratios"
 def angle(a: Tensor, b: Tensor) -> float:
     """The angle between two tensors as vectors, in degrees, 0 to 180; NaN where one of them is zero.
 
-    From the chord between the unit vectors, which stays exact at small angles where arccos of the cosine does not.
+    From the chord between the unit vectors, which stays exact at small angles where arccos of the cosine
+    does not.
     """
     a, b = a.detach().double().flatten(), b.detach().double().flatten()
     norms = a.norm(), b.norm()
@@ -88,7 +89,8 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
 
     Args:
         model: a converted model.
-        closure: runs a forward pass of the model on a batch and returns the task loss; called twice, with the same random numbers.
+        closure: runs a forward pass of the model on a batch and returns the task loss; called twice, with
+            the same random numbers.
 
     Raises:
         UntiedError: nothing is converted, or the loss does not depend on the model.
@@ -130,7 +132,8 @@ def _row(
 
 
 def _gradients(model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list] | None) -> dict[int, Tensor]:  # type: ignore[type-arg]
-    """Gradient of the loss in every forward parameter, by id, with nothing of the model changed by the pass."""
+    """Gradient of the loss in every forward parameter, by id, with nothing of the model changed by the
+    pass."""
     layers = _layers(model)
     backward = {id(B) for layer in layers.values() for B in layer.backward_parameters()}
     parameters = {id(p): p for p in model.parameters() if p.requires_grad and id(p) not in backward}
@@ -146,7 +149,9 @@ def _gradients(model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, 
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), _listening(layers, listen):
         loss = closure()
     if not loss.requires_grad:
-        raise UntiedError("the closure's loss does not depend on any parameter that needs a gradient: return the task loss of a forward pass")
+        raise UntiedError(
+            "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
+        )
     wanted = [*parameters.values(), *([y for _, _, _, y, _, _ in outputs] if seen is not None else [])]
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     with torch.no_grad():
@@ -173,7 +178,8 @@ def _listening(layers: dict[str, Untied], listener: Callable[..., None]) -> Iter
 
 @contextmanager
 def _backpropagating(layers: dict[str, Untied]) -> Iterator[None]:
-    """Every layer sends errors back through W for a while: the gradient that the pseudogradient stands in for."""
+    """Every layer sends errors back through W for a while: the gradient that the pseudogradient stands in
+    for."""
     rules = {name: layer.rule for name, layer in layers.items()}
     for layer in layers.values():
         layer.rule = Backpropagation()
@@ -187,7 +193,9 @@ def _backpropagating(layers: dict[str, Untied]) -> Iterator[None]:
 def _layers(model: nn.Module) -> dict[str, Untied]:
     layers = untied_layers(model)
     if not layers:
-        raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)")
+        raise UntiedError(
+            "nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)"
+        )
     return layers
 
 

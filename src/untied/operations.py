@@ -5,8 +5,8 @@ Legend, as in geometry.py
     reconstruction        T_B* y, or T_W* p where ``reverse`` says so
 
 The operations are those of section 4, "Local Stabilizing Operations", as the paper's reference code has them
-(docs/deviations.md). "Centre" and "normalise" are per example over all features and positions: subtract the mean; subtract the
-mean and divide by the L2 norm. "Batch-centre" subtracts the mean over the batch.
+(docs/deviations.md). "Centre" and "normalise" are per example over all features and positions: subtract the
+mean; subtract the mean and divide by the L2 norm. "Batch-centre" subtracts the mean over the batch.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Operations:
             raise UntiedError(f"noise_std={self.noise_std} is not possible: give a standard deviation above 0")
         for name in (self.forward_activation, self.backward_activation):
             if name is not None and name not in ACTIVATIONS:
-                raise UntiedError(f"activation {name!r} is not possible: choose one of {', '.join(ACTIVATIONS)}, or None")
+                raise UntiedError(
+                    f"activation {name!r} is not possible: choose one of {', '.join(ACTIVATIONS)}, or None"
+                )
 
     def changed(self) -> dict[str, object]:
         """The switches that are not at their default, by name."""
@@ -107,7 +109,8 @@ class Operations:
 
     @property
     def on_output(self) -> bool:
-        """Whether something is done to what B has produced, so that the closed forms of Table 1 do not hold."""
+        """Whether something is done to what B has produced, so that the closed forms of Table 1 do not
+        hold."""
         return bool(
             self.backward_bias
             or self.backward_activation
@@ -140,7 +143,8 @@ class Operations:
 
 @dataclass
 class Signals:
-    """One layer's activity as a rule sees it. Everything that needs B is computed when first asked for, and then kept.
+    """One layer's activity as a rule sees it. Everything that needs B is computed when first asked for, and
+    then kept.
 
     Attributes:
         x: [n, ...] the layer's input.
@@ -194,7 +198,9 @@ class Signals:
         """Backward projection with bias and activation, before the output operations."""
         if self._raw_p is None:
             p = self.geometry.project(self.x_backward, self.B)
-            self._raw_p = self._bias_and_activation(p, self.operations.backward_bias, self.operations.backward_activation)
+            self._raw_p = self._bias_and_activation(
+                p, self.operations.backward_bias, self.operations.backward_activation
+            )
         return self._raw_p
 
     def _bias_and_activation(self, z: Tensor, with_bias: bool, activation: str | None) -> Tensor:

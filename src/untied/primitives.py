@@ -1,12 +1,13 @@
-"""Table 1 of the paper: the five primitives, penalty and gradient side by side, and their linear combinations.
+"""Table 1 of the paper: the five primitives, penalty and gradient side by side, and their linear
+combinations.
 
 Legend, as in geometry.py and operations.py
     x  layer input    y  forward projection T_W x    p  backward projection T_B x    T_B* y  reconstruction
     B is in W's layout: the paper's B_l is its transpose.
 
-Penalties are summed over the batch, positions and channels; the rule divides by the batch size (paper: per example).
-A gradient is a tensor in B's layout, or a `Correlation`, so that terms which share a side can be merged before the
-costly product is made.
+Penalties are summed over the batch, positions and channels; the rule divides by the batch size (paper: per
+example). A gradient is a tensor in B's layout, or a `Correlation`, so that terms which share a side can be
+merged before the costly product is made.
 """
 
 from __future__ import annotations
@@ -21,7 +22,18 @@ from torch import Tensor
 from .errors import UntiedError
 from .operations import Signals
 
-__all__ = ["PRIMITIVES", "Coefficient", "Combination", "Correlation", "Primitive", "amp", "decay", "null", "self_", "sparse"]
+__all__ = [
+    "PRIMITIVES",
+    "Coefficient",
+    "Combination",
+    "Correlation",
+    "Primitive",
+    "amp",
+    "decay",
+    "null",
+    "self_",
+    "sparse",
+]
 
 Coefficient = float | Callable[[float], float]
 """A number, or a function of training progress (0 at the start, 1 at the end)."""
@@ -118,7 +130,8 @@ def total(x: Tensor) -> Tensor:
 
 
 class Primitive:
-    """A penalty of one layer and its gradient in B. Subclass it to add one; an instance multiplies and adds into rules.
+    """A penalty of one layer and its gradient in B. Subclass it to add one; an instance multiplies and adds
+    into rules.
 
     Attributes:
         name: as written in rules. formula, gradient_formula: for people, in this file's legend.
@@ -217,7 +230,8 @@ class Null(Primitive):
 
 
 class Sparse(Primitive):
-    """Energy efficiency of the backward projection. B acts on x, which is not its input: not local computation."""
+    """Energy efficiency of the backward projection. B acts on x, which is not its input: not local
+    computation."""
 
     name, degree, needs_data = "sparse", 2, True
     formula, gradient_formula = "½‖T_B x‖²", "correlate(x, T_B x)"

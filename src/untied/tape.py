@@ -1,8 +1,9 @@
 """`record` collects each layer's R during a forward pass; `Tape.penalty` hands it over as a term of the loss.
 
-What a layer leaves on the tape is of a weight's size: R's gradient in B is computed in the forward pass, from the closed form,
-while the activity is there anyway. Rules with noise input need no activity at all, only its shape; theirs is drawn later, in
-`penalty`, so that it never disturbs the random numbers of dropout under activation checkpointing.
+What a layer leaves on the tape is of a weight's size: R's gradient in B is computed in the forward pass,
+from the closed form, while the activity is there anyway. Rules with noise input need no activity at all,
+only its shape; theirs is drawn later, in `penalty`, so that it never disturbs the random numbers of dropout
+under activation checkpointing.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .algebra import Alignment, Number
 from .autograd import LossTerm
 from .errors import UntiedError
 from .geometry import Geometry
 from .operations import Signals
 from .primitives import Primitive
-from .rules import Alignment, Number
 
 if TYPE_CHECKING:
     from .layers import Untied
@@ -31,7 +32,8 @@ Terms = tuple[Tensor, Tensor, Tensor | None]
 """R, its gradient in B, and in W where R moves that too."""
 
 Pending = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry, float]
-"""A call whose noise is yet to be drawn: the input's shape (on the meta device), W, B, bias, geometry, scale."""
+"""A call whose noise is yet to be drawn: the input's shape (on the meta device), W, B, bias, geometry,
+scale."""
 
 
 @dataclass
@@ -77,12 +79,21 @@ class Tape:
             self.resting[id(rule)] = rule.every > 1 and step is not None and step % rule.every != 0
 
     def note(
-        self, layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry,
-        kernels: tuple[Tensor, Tensor], part: int,
-    ) -> None:  # fmt: skip
+        self,
+        layer: Untied,
+        x: Tensor,
+        y: Tensor,
+        W: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        kernels: tuple[Tensor, Tensor],
+        part: int,
+    ) -> None:
         """Called by a layer: input x and output y of one call (in autocast's dtype, as are W, B and bias).
 
-        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``part`` numbers the slices.
+        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``part``
+        numbers the slices.
         """
         self.called.append(layer)
         rule = layer.rule
@@ -103,7 +114,14 @@ class Tape:
                 connection.pending.append((shape_only, s.W, s.B, s.bias, geometry, scale))
 
     def signals(
-        self, rule: Alignment, x: Tensor, y: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry
+        self,
+        rule: Alignment,
+        x: Tensor,
+        y: Tensor,
+        W: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
     ) -> tuple[Signals, float]:
         """What the rule sees of this call, and the factor that makes a sum over it a mean over the batch."""
         n = geometry.batch_size(x)
@@ -122,7 +140,8 @@ class Tape:
         return Signals(x, W, B, geometry, rule.operations, bias, y), scale
 
     def window(self, x: Tensor, n: int, k: int) -> Tensor:
-        """K neighbouring examples of n, the first following the last. A view of x where the end is not crossed."""
+        """K neighbouring examples of n, the first following the last. A view of x where the end is not
+        crossed."""
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
             rows = (torch.arange(k, device=x.device) + (self.place * n).long()) % n
             return x.index_select(0, rows)
@@ -158,7 +177,11 @@ class Tape:
         rule, W, B = connection.rule, connection.W, connection.B
         with torch.no_grad():
             if self.resting[id(rule)]:  # multiplied by 0 rather than dropped: DDP waits for every gradient
-                R, dB, dW = B.new_zeros(()), torch.zeros_like(B), torch.zeros_like(W) if rule.operations.update_forward else None
+                R, dB, dW = (
+                    B.new_zeros(()),
+                    torch.zeros_like(B),
+                    torch.zeros_like(W) if rule.operations.update_forward else None,
+                )
             else:
                 c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
                 R, dB, dW = rule.weight_terms(W.detach(), B.detach(), c)
@@ -172,20 +195,22 @@ class Tape:
                 dB.add_(call[1], alpha=share)
                 if dW is not None and call[2] is not None:
                     dW.add_(call[2], alpha=share)
+        R = R.to(torch.promote_types(B.dtype, torch.float32))
         zero = torch.zeros_like(R)
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
 
     def audit(self) -> None:
-        """Refuse to go on if converted layers have never been called: their errors would be backprop's, or their B never move."""
+        """Refuse to go on if converted layers have never been called: their errors would be backprop's, or
+        their B never move."""
         for layer in self.called:
             layer.was_called = True
         missed = [name for name, layer in self.layers.items() if not layer.was_called]
         if missed:
             shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
             raise UntiedError(
-                f"converted layers were never called in the recorded forward pass: {shown}. Some models use their weights directly "
-                "(functional attention), or are called outside record(): leave those layers out with untie_(model, rule, filter=...), "
-                "register the module that uses them (untied.register_layer), or run the forward pass inside record()"
+                f"converted layers were never called in the recorded forward pass: {shown}. Run it inside record(); or, where "
+                "a model uses their weights directly (functional attention), leave them out with untie_(model, rule, "
+                "filter=...) or register the module that uses them (untied.register_layer)"
             )
 
 
@@ -211,7 +236,9 @@ def record(model: nn.Module, *, progress: float | None = None, step: int | None 
 
     layers = untied_layers(model)
     if not layers:
-        raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)")
+        raise UntiedError(
+            "nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)"
+        )
     if any(layer.tape is not None for layer in layers.values()):
         raise UntiedError("this model is being recorded already: leave the first record() before entering another")
     tape = Tape(layers, progress, step)

@@ -5,7 +5,8 @@
     atom    =  name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
     value   =  number | word             number = 0.5, 1e-3, -2, 1/8
 
-A name is a primitive (amp), a named rule (sa), or ``align(amp=1, decay=0.5, fraction=1/8)``: any combination with options.
+A name is a primitive (amp), a named rule (sa), or ``align(amp=1, decay=0.5, fraction=1/8)``: any combination
+with options.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .algebra import OPTIONS, Alignment, Rule
 from .errors import UntiedError
 from .primitives import PRIMITIVES, Combination
-from .rules import NAMED, OPTIONS, Alignment, Rule, as_rule, named
+from .rules import NAMED, as_rule, named
 
 __all__ = ["parse_rule"]
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[-+*/(),=]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[-+*/(),=]))"
+)
 
 
 @dataclass
@@ -39,7 +43,10 @@ class _Reader:
             match = _TOKEN.match(text, at)
             if match is None:
                 start = at + len(text[at:]) - len(text[at:].lstrip())
-                self.fail(_Token("unknown", text[start], start), "a rule is made of names, numbers and + - * / ( ) , =")
+                self.fail(
+                    _Token("unknown", text[start], start),
+                    "a rule is made of names, numbers and + - * / ( ) , =",
+                )
             kind = str(match.lastgroup)
             self.tokens.append(_Token(kind, match[kind], match.start(kind)))
             at = match.end()
@@ -88,19 +95,24 @@ class _Reader:
     def atom(self) -> Rule | Combination:
         token = self.next
         if token.kind != "word" or token.text not in (*NAMED, *PRIMITIVES, "align"):
-            known = f"rules {', '.join(NAMED)}; primitives {', '.join(PRIMITIVES)}; align(...) for any combination with options"
+            known = f"rules {', '.join(NAMED)}; primitives {', '.join(PRIMITIVES)}; align(...)"
             self.fail(token, f"possible are {known}")
         self.at += 1
-        name, options = token.text, {}
+        name = token.text
+        options: dict[str, Any] = {}
         if self.take("("):
             possible = (*PRIMITIVES, *OPTIONS)
             while not self.take(")"):
-                if options:
-                    if not self.take(","):
-                        self.fail(self.next, "expected , or )")
+                if options and not self.take(","):
+                    self.fail(self.next, "expected , or )")
                 key = self.expect("word", "an option, such as amp=0.5")
                 if key.text not in possible or name in PRIMITIVES:
-                    self.fail(key, f"{name} takes {', '.join(possible)}" if name not in PRIMITIVES else "a primitive takes no options")
+                    self.fail(
+                        key,
+                        f"{name} takes {', '.join(possible)}"
+                        if name not in PRIMITIVES
+                        else "a primitive takes no options",
+                    )
                 if key.text in options:
                     self.fail(key, "it is given twice")
                 if not self.take("="):
@@ -147,7 +159,7 @@ class _Reader:
             if isinstance(total, Combination) and isinstance(other, Alignment):
                 total, other = other, total
             try:
-                total = total + other  # type: ignore[operator]
+                total = total + other
             except UntiedError as error:
                 self.fail(sign, str(error))
         return total
@@ -160,5 +172,7 @@ def parse_rule(text: str) -> Rule:
         UntiedError: what is wrong, where, and what is possible.
     """
     if not text.strip():
-        raise UntiedError(f"the rule is empty: write one of {', '.join(NAMED)}, or a combination such as 'amp + 0.5*decay + null'")
+        raise UntiedError(
+            f"the rule is empty: write one of {', '.join(NAMED)}, or a combination such as 'amp + 0.5*decay + null'"
+        )
     return as_rule(_Reader(text).rule())

@@ -53,9 +53,9 @@ def cropped(size: int) -> transforms.Transform:
 class ImageFiles(torch.utils.data.Dataset["tuple[Tensor, int] | UntiedError"]):
     """Image files as uint8 tensors (3, size, size).
 
-    An item is asked for by (number, key). The key seeds the transform, so that it does not matter which worker
-    reads it. A file that cannot be read gives the error as a value: raised in a worker, it would arrive wrapped
-    in a traceback.
+    An item is asked for by (number, key). The key seeds the transform, so that it does not matter which
+    worker reads it. A file that cannot be read gives the error as a value: raised in a worker, it would
+    arrive wrapped in a traceback.
     """
 
     def __init__(self, files: Sequence[str], labels: Tensor, transform: transforms.Transform) -> None:

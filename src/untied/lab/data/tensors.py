@@ -49,8 +49,8 @@ def check(split: str, images: Tensor, labels: Tensor, classes: int) -> None:
     if images.is_floating_point() and not (finite := images.isfinite().flatten(1).all(1)).all():
         first = int((~finite).nonzero()[0])
         raise UntiedError(
-            f"the {split} split has NaN or infinite values in {int((~finite).sum())} of {len(images)} images, "
-            f"first in image {first}: repair or remove them"
+            f"the {split} split has NaN or infinite values in {int((~finite).sum())} of {len(images)} images "
+            f"(the first is image {first}): repair or remove them"
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise UntiedError(
