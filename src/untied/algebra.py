@@ -23,7 +23,7 @@ from .primitives import PRIMITIVES, Coefficient, Combination, Correlation, Primi
 __all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "merged"]
 
 Number = float | Tensor
-"""A coefficient's value now: a 0-dim tensor where it changes in training, which spares a compiled step new compilations."""
+"""A coefficient's value now: a 0-dim tensor where it changes in training, so that a compiled step stays compiled."""
 
 
 class Rule:

@@ -121,8 +121,8 @@ class Untied:
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
             return
         warnings.warn(
-            f"a training forward pass of rule {self.rule} outside untied.record(): its backward weights get no gradient "
-            "from it and do not align; use 'with untied.record(model) as tape', or model.eval() to evaluate",
+            f"a training forward pass of rule {self.rule} outside untied.record(): its backward weights get no "
+            "gradient and do not align; use 'with untied.record(model) as tape', or model.eval() to evaluate",
             stacklevel=4,
         )
 

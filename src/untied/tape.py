@@ -200,17 +200,16 @@ class Tape:
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
 
     def audit(self) -> None:
-        """Refuse to go on if converted layers have never been called: their errors would be backprop's, or
-        their B never move."""
+        """Refuse to go on if converted layers were never called: errors there are backprop's, or their B never moves."""
         for layer in self.called:
             layer.was_called = True
         missed = [name for name, layer in self.layers.items() if not layer.was_called]
         if missed:
             shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
             raise UntiedError(
-                f"converted layers were never called in the recorded forward pass: {shown}. Run it inside record(); or, where "
-                "a model uses their weights directly (functional attention), leave them out with untie_(model, rule, "
-                "filter=...) or register the module that uses them (untied.register_layer)"
+                f"converted layers were never called in the recorded forward pass: {shown}. Run it inside record(); "
+                "or, where a model uses their weights directly (functional attention), leave them out with "
+                "untie_(model, rule, filter=...) or register the module that uses them (untied.register_layer)"
             )
 
 

@@ -75,17 +75,13 @@ def load(config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -
     return from_source(SOURCES[config.name](config), config, seed=seed, device=device)
 
 
-def from_source(
-    source: Source, config: DataConfig, *, seed: int, device: torch.device | str = "cpu"
-) -> Dataset:
+def from_source(source: Source, config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -> Dataset:
     """Split and serve a data set that is in memory, such as one's own tensors."""
     check("training", source.train_images, source.train_labels, len(source.classes))
     check("test", source.test_images, source.test_labels, len(source.classes))
     channels, height, width = shape = tuple(source.train_images.shape[1:])
     if shape != (test_shape := tuple(source.test_images.shape[1:])):
-        raise UntiedError(
-            f"training images are {shape} and test images {test_shape}: they must have the same shape"
-        )
+        raise UntiedError(f"training images are {shape} and test images {test_shape}: they must have the same shape")
     kept, held = split(source.train_labels, config.validation, config.limit)
     train, labels = source.train_images[kept], source.train_labels[kept].to(device)
     normalise = Normalise.fit(train, device)
@@ -104,9 +100,7 @@ def from_source(
             reach=min(height, width) // 8 if standard else 0,
             mirror=source.mirror and standard,
         ),
-        TensorLoader(
-            source.train_images[held].to(device), source.train_labels[held].to(device), normalise, size
-        ),
+        TensorLoader(source.train_images[held].to(device), source.train_labels[held].to(device), normalise, size),
         TensorLoader(source.test_images.to(device), source.test_labels.to(device), normalise, size),
     )
 
@@ -119,9 +113,7 @@ def _folder(config: DataConfig, seed: int, device: torch.device | str) -> Datase
     classes, files, labels = list_images(config.root / "train")
     test_folder = next((path for path in (config.root / "val", config.root / "test") if path.is_dir()), None)
     if test_folder is None:
-        raise UntiedError(
-            f"{config.root} has train/ but neither val/ nor test/: add one, it is the test split"
-        )
+        raise UntiedError(f"{config.root} has train/ but neither val/ nor test/: add one, it is the test split")
     test_classes, test_files, test_labels = list_images(test_folder)
     if test_classes != classes:
         differing = ", ".join(sorted(set(classes) ^ set(test_classes))[:3])

@@ -58,13 +58,9 @@ class DataConfig:
         if self.name not in get_args(DataName):
             near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UntiedError(
-                f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}"
-            )
+            raise UntiedError(f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}")
         if self.augment not in get_args(Augment):
-            raise UntiedError(
-                f"unknown augment {self.augment!r}: possible are {', '.join(get_args(Augment))}"
-            )
+            raise UntiedError(f"unknown augment {self.augment!r}: possible are {', '.join(get_args(Augment))}")
         for field in (
             "batch_size",
             "evaluation_batch_size",
@@ -81,9 +77,7 @@ class DataConfig:
         if self.limit is not None and self.limit < 1:
             raise UntiedError(f"limit is {self.limit}: it must be at least 1 image per class, or left out")
         if len(self.synthetic_shape) != 3 or min(self.synthetic_shape) < 1:
-            raise UntiedError(
-                f"synthetic_shape is {self.synthetic_shape}: it must be positive channels, height, width"
-            )
+            raise UntiedError(f"synthetic_shape is {self.synthetic_shape}: it must be positive channels, height, width")
         if self.name in ("digits", "synthetic") and self.root is not None:
             raise UntiedError(
                 f"root is {str(self.root)!r} but {self.name} reads no files: leave root out, or change name"
@@ -92,6 +86,5 @@ class DataConfig:
             raise UntiedError("a folder of images needs root, the path that holds train/ and val/")
         if self.download and self.name not in DOWNLOADABLE:
             raise UntiedError(
-                f"download is set, but {self.name} needs none: leave it out, or choose one of "
-                f"{', '.join(DOWNLOADABLE)}"
+                f"download is set, but {self.name} needs none: leave it out, or choose one of {', '.join(DOWNLOADABLE)}"
             )

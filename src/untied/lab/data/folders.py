@@ -33,9 +33,7 @@ def list_images(folder: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
-        raise UntiedError(
-            f"{' '.join(str(error).split())}: each class needs a subfolder with images"
-        ) from error
+        raise UntiedError(f"{' '.join(str(error).split())}: each class needs a subfolder with images") from error
     files, labels = zip(*found.samples, strict=True)
     return tuple(found.classes), list(files), torch.tensor(labels)
 
@@ -130,8 +128,7 @@ class FolderLoader(Loader):
         generator = self.generator(epoch)
         keys = torch.randint(2**62, (self.size,), generator=generator)
         batches = [
-            list(zip(index.tolist(), keys[index].tolist(), strict=True))
-            for index in self.batches(generator, start)
+            list(zip(index.tolist(), keys[index].tolist(), strict=True)) for index in self.batches(generator, start)
         ]
         loader = DataLoader(
             self.images,

@@ -35,9 +35,7 @@ class Loader(ABC):
         if seed is not None and seed < 0:
             raise UntiedError(f"seed is {seed}: it must be 0 or more")
         if seed is not None and batch_size > self.size:
-            raise UntiedError(
-                f"batch_size is {batch_size} but there are only {self.size} training images: use less"
-            )
+            raise UntiedError(f"batch_size is {batch_size} but there are only {self.size} training images: use less")
 
     @property
     def size(self) -> int:
@@ -62,7 +60,5 @@ class Loader(ABC):
 
     def batches(self, generator: torch.Generator, start: int) -> Iterator[Tensor]:
         """The indices of each batch, (batch_size,) long."""
-        order = (
-            torch.arange(self.size) if self.seed is None else torch.randperm(self.size, generator=generator)
-        )
+        order = torch.arange(self.size) if self.seed is None else torch.randperm(self.size, generator=generator)
         yield from order.split(self.batch_size)[start : len(self)]

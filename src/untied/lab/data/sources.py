@@ -80,9 +80,7 @@ def fashion_mnist(config: DataConfig) -> Source:
     return _idx_files(config, "Fashion-MNIST", "FashionMNIST", FASHION, mirror=True)
 
 
-def _idx_files(
-    config: DataConfig, name: str, torchvision_name: str, classes: tuple[str, ...], mirror: bool
-) -> Source:
+def _idx_files(config: DataConfig, name: str, torchvision_name: str, classes: tuple[str, ...], mirror: bool) -> Source:
     root = config.root or DEFAULT_ROOT
     folders = (root, root / torchvision_name / "raw")
 
@@ -90,9 +88,7 @@ def _idx_files(
         paths = (folder / (stem + suffix) for folder in folders for suffix in ("", ".gz"))
         return next((path for path in paths if path.is_file()), None)
 
-    stems = [
-        f"{half}-{kind}" for half in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
+    stems = [f"{half}-{kind}" for half in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     if config.download and not all(map(find, stems)):
         _download(config, root, getattr(torchvision.datasets, torchvision_name))
     paths = [find(stem) for stem in stems]
@@ -101,8 +97,7 @@ def _idx_files(
         if path is None:
             looked = " or ".join(map(str, folders))
             raise UntiedError(
-                f"{config.name}: no {stem}, gzipped or not, in {looked}: give the folder as root, "
-                "or download=True"
+                f"{config.name}: no {stem}, gzipped or not, in {looked}: give the folder as root, or download=True"
             )
         arrays.append(torch.from_numpy(read_idx(path)))
     train_images, train_labels, test_images, test_labels = arrays
@@ -199,13 +194,9 @@ def _jpeg_archive(path: Path) -> Source:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            fields = {
-                name: archive[name] for name in ("header", "data", "offsets", "labels", "split", "classes")
-            }
+            fields = {name: archive[name] for name in ("header", "data", "offsets", "labels", "split", "classes")}
     except KeyError as error:
-        raise UntiedError(
-            f"{path} has no field {error.args[0].split()[0]}: it must have {_FIELDS}"
-        ) from error
+        raise UntiedError(f"{path} has no field {error.args[0].split()[0]}: it must have {_FIELDS}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UntiedError(f"cannot read {path} ({error}): give an .npz with {_FIELDS}") from error
     header, data, offsets = fields["header"].tobytes(), fields["data"].tobytes(), fields["offsets"].tolist()
@@ -225,14 +216,10 @@ def _jpeg_archive(path: Path) -> Source:
                 f"cannot read image {i} of {path} ({type(error).__name__}): make the file again"
             ) from error
         if image.shape != (32, 32, 3):
-            raise UntiedError(
-                f"image {i} of {path} is {image.shape[1]}x{image.shape[0]} pixels: CIFAR-10 is 32x32"
-            )
+            raise UntiedError(f"image {i} of {path} is {image.shape[1]}x{image.shape[0]} pixels: CIFAR-10 is 32x32")
         images[i] = torch.from_numpy(image).permute(2, 0, 1)
     classes = tuple(map(str, fields["classes"]))
-    return Source(
-        "CIFAR-10 (JPEG)", classes, images[~test], labels[~test], images[test], labels[test], mirror=True
-    )
+    return Source("CIFAR-10 (JPEG)", classes, images[~test], labels[~test], images[test], labels[test], mirror=True)
 
 
 _FIELDS = "header, data, offsets, labels, split, classes"
