@@ -18,7 +18,7 @@ from torch import Tensor
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .operations import Operations, Signals
-from .primitives import PRIMITIVES, Coefficient, Combination, Correlation, Primitive, total, value
+from .primitives import PRIMITIVES, Coefficient, Combination, Correlation, Primitive, coefficient_text, total, value
 
 __all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "merged"]
 
@@ -133,7 +133,8 @@ class Alignment(Rule):
     def has_closed_form(self) -> bool:
         """Whether Table 1's closed forms hold; otherwise R's gradient is by autograd of the penalty, layer by layer."""
         reconstructs = any(p.name == "null" for p in self.combination)
-        return not (self.operations.on_output or (reconstructs and self.operations.on_reconstruction))
+        given = all(p.has_gradient for p in self.combination)
+        return given and not (self.operations.on_output or (reconstructs and self.operations.on_reconstruction))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -152,20 +153,24 @@ class Alignment(Rule):
 
     def __add__(self, other: Alignment | Combination | Primitive) -> Alignment:
         options = self.options
+        if self.copies_gradient or getattr(other, "copies_gradient", False):
+            raise UntiedError("kp cannot be added to: it also copies W's pseudogradient; give kp its own coefficient")
         if isinstance(other, Alignment):
             if options and other.options and options != other.options:
                 raise UntiedError(
                     f"cannot add {self} and {other}: their options differ; give both the same, or one none"
                 )
             options = options or other.options
-            if self.copies_gradient or other.copies_gradient:
-                raise UntiedError(
-                    "kp cannot be added to another rule: it also copies W's pseudogradient; give kp its coefficients"
-                )
             other = other.combination
         return Alignment(self.combination + other, **options)
 
     __radd__ = __add__
+
+    def __neg__(self) -> Alignment:
+        return self * -1.0
+
+    def __sub__(self, other: Alignment | Combination | Primitive) -> Alignment:
+        return self + -other
 
     # The mathematics
 
@@ -196,14 +201,17 @@ class Alignment(Rule):
         terms: list[Correlation] = []
         for primitive, v in c.items():
             term = primitive.gradient(s)
-            assert isinstance(term, Correlation)
+            if not isinstance(term, Correlation):
+                raise UntiedError(
+                    f"primitive {primitive}: its gradient is {type(term).__name__}; with data it is a Correlation"
+                )
             terms.append(Correlation(v * term.factor, term.left, term.right))
         gradient = merged(terms, s.geometry, scale)
-        # Euler: <B, dP/dB> = degree * P. What is of degree 2 was counted twice.
+        # Euler: <B, dP/dB> = degree * P. What is of degree 2 is counted twice here.
         R = total(s.B * gradient)
         for primitive, v in c.items():
-            if primitive.degree == 2:
-                R = R - v * scale * primitive.penalty(s)
+            if primitive.degree != 1:
+                R = R - (primitive.degree - 1) * v * scale * primitive.penalty(s)
         return R, gradient, None
 
     def _by_autograd(
@@ -221,16 +229,14 @@ class Alignment(Rule):
 
     def weight_terms(self, W: Tensor, B: Tensor, c: Mapping[Primitive, Number]) -> tuple[Tensor, Tensor, Tensor | None]:
         """The primitives of W and B alone: (value, gradient in B, gradient in W or None)."""
-        s = Signals(B, W, B, DENSE, self.operations)  # there is no activity to see
-        swapped = Signals(B, B, W, DENSE, self.operations)  # both of these primitives are symmetric in W and B
         R, dB = B.new_zeros(()), torch.zeros_like(B)
         dW = torch.zeros_like(W) if self.operations.update_forward else None
         for primitive, v in c.items():
             if not primitive.needs_data:
-                R = R + v * primitive.penalty(s)
-                dB = _plus(dB, v, _tensor(primitive.gradient(s)))
-                if dW is not None:
-                    dW = _plus(dW, v, _tensor(primitive.gradient(swapped)))
+                R = R + v * primitive.penalty(_without_activity(W, B, self.operations))
+                dB = _plus(dB, v, _weight_gradient(primitive, W, B, self.operations))
+                if dW is not None:  # such primitives are symmetric in W and B
+                    dW = _plus(dW, v, _weight_gradient(primitive, B, W, self.operations))
         return R, dB, dW
 
     def __str__(self) -> str:
@@ -289,17 +295,27 @@ def _plus(a: Tensor, factor: Number, b: Tensor) -> Tensor:
     return a + factor * b if isinstance(factor, Tensor) else torch.add(a, b, alpha=factor)
 
 
-def _tensor(gradient: Tensor | Correlation) -> Tensor:
-    assert isinstance(gradient, Tensor)
-    return gradient
+def _without_activity(W: Tensor, B: Tensor, operations: Operations) -> Signals:
+    return Signals(B, W, B, DENSE, operations)
+
+
+def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Operations) -> Tensor:
+    """DP/dB of a primitive of W and B alone."""
+    if not primitive.has_gradient:
+        gradient: Tensor = torch.func.grad(lambda B: primitive.penalty(_without_activity(W, B, operations)))(B)
+        return gradient
+    given = primitive.gradient(_without_activity(W, B, operations))
+    if not isinstance(given, Tensor):
+        raise UntiedError(
+            f"primitive {primitive}: its gradient is a {type(given).__name__}; without data it is a tensor"
+        )
+    return given
 
 
 def _text(v: object) -> str:
     if isinstance(v, bool) or v is None:
         return str(v).lower()
-    if isinstance(v, int | float):
-        return f"{v:.17g}" if float(f"{v:g}") != v else f"{v:g}"
-    return v if isinstance(v, str) else f"<{getattr(v, '__name__', type(v).__name__)}>"
+    return v if isinstance(v, str) else coefficient_text(v)  # type: ignore[arg-type]
 
 
 def _primitive(given: Primitive | str) -> Primitive:

@@ -168,7 +168,9 @@ class Convolution(Geometry):
         return grads
 
     def prepare(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.explicit_padding, mode=self.padding_mode) if any(self.explicit_padding) else x
+        if not any(self.explicit_padding):
+            return x
+        return F.pad(x, self.explicit_padding, mode=self.padding_mode).to(x.dtype)  # autocast pads in float32
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         if x.dim() == self.dims + 1:
@@ -179,7 +181,10 @@ class Convolution(Geometry):
         if y.dim() == self.dims + 1:
             return self.reconstruct(y.unsqueeze(0), K, None if like is None else like.unsqueeze(0)).squeeze(0)
         if self.transposed:
-            return self._call(y, K, None, False, (0,) * self.dims)
+            full = self._call(y, K, None, False, (0,) * self.dims)
+            for i, (padding, stride) in enumerate(zip(self.output_padding, self.stride, strict=False), start=2):
+                full = full.narrow(i, 0, full.shape[i] - padding // stride)  # output padding of a stride or more
+            return full
         size = self.smallest_input(y) if like is None else like.shape[2:]
         if not any(self.explicit_padding):
             return self._reconstruct(y, K, size)

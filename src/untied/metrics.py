@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,6 +27,9 @@ from .layers import Untied, untied_layers
 from .rules import Backpropagation
 
 __all__ = ["AlignmentTable", "LayerAlignment", "angle", "measure", "norm_ratios", "weight_angles"]
+
+Call = tuple[Tensor, Geometry, Tensor, Tensor, Tensor]
+"""One call of a layer: x, geometry, W, B, and the error g at its output."""
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -76,12 +79,14 @@ class AlignmentTable:
 
 def weight_angles(model: nn.Module) -> dict[str, float]:
     """The angle between W and B of every untied layer, in degrees. Needs no data."""
-    return {name: angle(*_kernels(layer)) for name, layer in _layers(model).items()}
+    with _same_random_numbers():
+        return {name: angle(*_kernels(layer)) for name, layer in _layers(model).items()}
 
 
 def norm_ratios(model: nn.Module) -> dict[str, float]:
     """‖B‖ / ‖W‖ of every untied layer."""
-    return {name: _ratio(*_kernels(layer)) for name, layer in _layers(model).items()}
+    with _same_random_numbers():
+        return {name: _ratio(*_kernels(layer)) for name, layer in _layers(model).items()}
 
 
 def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
@@ -96,11 +101,12 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
         UntiedError: nothing is converted, or the loss does not depend on the model.
     """
     layers = _layers(model)
-    seen: dict[str, list[tuple[Tensor, Geometry, Tensor, Tensor, Tensor]]] = {name: [] for name in layers}
+    seen: dict[str, list[Call]] = {name: [] for name in layers}
     pseudo = _gradients(model, closure, seen)
     with _backpropagating(layers):
         exact = _gradients(model, closure, None)
-    rows = {name: _row(layer, seen[name], pseudo, exact) for name, layer in layers.items()}
+    with _same_random_numbers():
+        rows = {name: _row(layer, seen[name], pseudo, exact) for name, layer in layers.items()}
     both = [k for k in exact if k in pseudo]
     whole = angle(_cat(pseudo, both), _cat(exact, both))
     return AlignmentTable(rows, whole)
@@ -115,7 +121,7 @@ def _row(
     projections: tuple[list[Tensor], list[Tensor]] = ([], [])
     errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad():
-        for x, geometry, g, W, B in calls:
+        for x, geometry, W, B, g in calls:
             for side, K in enumerate((W, B)):
                 projections[side].append(geometry.project(x, K).flatten())
                 errors[side].append(geometry.reconstruct(g, K, like=x).flatten())
@@ -131,37 +137,40 @@ def _row(
     )
 
 
-def _gradients(model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list] | None) -> dict[int, Tensor]:  # type: ignore[type-arg]
+def _gradients(
+    model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list[Call]] | None
+) -> dict[int, Tensor]:
     """Gradient of the loss in every forward parameter, by id, with nothing of the model changed by the
     pass."""
     layers = _layers(model)
     backward = {id(B) for layer in layers.values() for B in layer.backward_parameters()}
     parameters = {id(p): p for p in model.parameters() if p.requires_grad and id(p) not in backward}
     buffers = {b: b.clone() for b in model.buffers()}
-    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
-    outputs: list[tuple[str, Tensor, Geometry, Tensor, Tensor, Tensor]] = []
     names = {id(layer): name for name, layer in layers.items()}
 
     def listen(layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, geometry: Geometry) -> None:
-        if y.requires_grad:
-            outputs.append((names[id(layer)], x.detach(), geometry, y, W.detach(), B.detach()))
+        if seen is None or not y.requires_grad:
+            return
+        calls, call = seen[names[id(layer)]], (x.detach(), geometry, W.detach(), B.detach())
+        # A hook sees the error at y itself, also where an in-place activation overwrites y later.
+        y.register_hook(lambda g: calls.append((*call, g.detach())))
 
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _listening(layers, listen):
+    with _same_random_numbers(), torch.enable_grad(), _listening(layers, listen):
         loss = closure()
     if not loss.requires_grad:
         raise UntiedError(
             "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
         )
-    wanted = [*parameters.values(), *([y for _, _, _, y, _, _ in outputs] if seen is not None else [])]
-    gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     with torch.no_grad():
         for buffer, before in buffers.items():
             buffer.copy_(before)
-    if seen is not None:
-        for (name, x, geometry, _, W, B), g in zip(outputs, gradients[len(parameters) :], strict=True):
-            if g is not None:
-                seen[name].append((x, geometry, g, W, B))
-    return {i: g for i, g in zip(parameters, gradients, strict=False) if g is not None}
+    return {i: g for i, g in zip(parameters, gradients, strict=True) if g is not None}
+
+
+def _same_random_numbers() -> AbstractContextManager[None]:
+    """Leave every device's random numbers as they were; a redrawn magnitude (brSF) takes some."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 @contextmanager

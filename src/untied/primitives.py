@@ -93,7 +93,7 @@ class Combination(Mapping["Primitive", Coefficient]):
         return self + -1.0 * other
 
     def __repr__(self) -> str:
-        return " + ".join(p.name if c == 1 else f"{_show(c)}*{p.name}" for p, c in self.items()) or "0"
+        return " + ".join(p.name if c == 1 else f"{coefficient_text(c)}*{p.name}" for p, c in self.items()) or "0"
 
 
 def _add(a: Coefficient, b: Coefficient) -> Coefficient:
@@ -104,8 +104,11 @@ def _multiply(a: Coefficient, b: Coefficient) -> Coefficient:
     return (lambda t: value(a, t) * value(b, t)) if callable(a) or callable(b) else a * b
 
 
-def _show(c: Coefficient) -> str:
-    return f"<{getattr(c, '__name__', type(c).__name__)}>" if callable(c) else f"{c:g}"
+def coefficient_text(c: Coefficient) -> str:
+    """A coefficient as rules are written: all digits that it takes to read the same number back."""
+    if callable(c):
+        return f"<{getattr(c, '__name__', type(c).__name__)}>"
+    return f"{c:g}" if float(f"{c:g}") == c else f"{c:.17g}"
 
 
 def value(c: Coefficient, progress: float | None) -> float:
@@ -118,7 +121,7 @@ def value(c: Coefficient, progress: float | None) -> float:
         return float(c)
     if progress is None:
         raise UntiedError(
-            f"coefficient {_show(c)} is a function of training progress, and none was given: "
+            f"coefficient {coefficient_text(c)} is a function of training progress, and none was given: "
             "use untied.record(model, progress=step / steps)"
         )
     return float(c(progress))
@@ -154,8 +157,13 @@ class Primitive:
         raise NotImplementedError
 
     def gradient(self, s: Signals) -> Tensor | Correlation:
-        """The closed form of dP/dB, where no operation acts on what B produced."""
-        raise NotImplementedError
+        """The closed form of dP/dB, where no operation acts on what B produced. Without one, autograd of P serves."""
+        raise NotImplementedError(f"{type(self).__name__}.gradient")
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether there is a closed form."""
+        return type(self).gradient is not Primitive.gradient
 
     @property
     def local(self) -> bool:

@@ -173,23 +173,24 @@ NAMED: dict[str, type[Rule]] = {
 """Every named rule by its short name."""
 
 
+def options_of(name: str) -> list[str]:
+    """What can be written in the brackets after a rule's short name: its coefficients, then `OPTIONS`."""
+    kind = NAMED[name]
+    return [*kind.defaults, *OPTIONS] if issubclass(kind, Alignment) and kind is not FeedbackAlignment else []
+
+
 def named(name: str, **options: Any) -> Rule:
     """The rule with this short name.
 
     Raises:
         UntiedError: an unknown option.
     """
-    kind = NAMED[name]
-    if kind is SignSymmetry:
-        options = {"magnitude": {v: k for k, v in SignSymmetry.MAGNITUDES.items()}[name], **options}
-    if issubclass(kind, Alignment) and kind is not FeedbackAlignment:
-        possible = [*kind.defaults, *OPTIONS]
-    else:
-        possible = ["magnitude"] if kind is SignSymmetry else []
+    kind, possible = NAMED[name], options_of(name)
     for given in options:
         if given not in possible:
-            ways = f"possible are {', '.join(possible)}" if possible and kind is not SignSymmetry else "it has none"
-            raise UntiedError(f"{name} has no option {given!r}: {ways}")
+            raise UntiedError(f"{name} has no option {given!r}: possible are {', '.join(possible) or 'none'}")
+    if kind is SignSymmetry:
+        options = {"magnitude": {v: k for k, v in SignSymmetry.MAGNITUDES.items()}[name]}
     if "self" in options:
         options["self_"] = options.pop("self")
     return kind(**options)

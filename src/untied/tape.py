@@ -155,7 +155,7 @@ class Tape:
             UntiedError: converted layers took no part in any recorded forward pass so far.
         """
         self.audit()
-        terms = [t for c in self.connections.values() for t in self.terms(c)]
+        terms = [t for key, c in self.connections.items() for t in self.terms(key, c)]
         if not terms:
             device = next((layer.weight_device for layer in self.layers.values()), None)
             return torch.zeros((), device=device)
@@ -167,12 +167,12 @@ class Tape:
         """R of each layer by name, as numbers, for logging."""
         names = {id(layer): name for name, layer in self.layers.items()}
         totals: dict[str, float] = {}
-        for connection in self.connections.values():
+        for key, connection in self.connections.items():
             name = names[id(connection.layer)]
-            totals[name] = totals.get(name, 0.0) + sum(float(v) for v, *_ in self.terms(connection))
+            totals[name] = totals.get(name, 0.0) + sum(float(v) for v, *_ in self.terms(key, connection))
         return totals
 
-    def terms(self, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def terms(self, key: tuple[int, int], connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(value, kernel, gradient) for B, and for W where R moves it."""
         rule, W, B = connection.rule, connection.W, connection.B
         with torch.no_grad():
@@ -184,6 +184,8 @@ class Tape:
                 )
             else:
                 c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
+                if key[1] > 0 and (key[0], 0) in self.connections:
+                    c = {}  # this part's weights are counted with the whole kernel, which was used too
                 R, dB, dW = rule.weight_terms(W.detach(), B.detach(), c)
             for x, W_, B_, bias, geometry, scale in connection.pending:
                 s = Signals(torch.empty_like(x, device=W_.device), W_, B_, geometry, rule.operations, bias)
@@ -200,7 +202,7 @@ class Tape:
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
 
     def audit(self) -> None:
-        """Refuse to go on if converted layers were never called: errors there are backprop's, or their B never moves."""
+        """Refuse to go on if converted layers were never called: errors there are backprop's, or B is stuck."""
         for layer in self.called:
             layer.was_called = True
         missed = [name for name, layer in self.layers.items() if not layer.was_called]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from .algebra import OPTIONS, Alignment, Rule
 from .errors import UntiedError
 from .primitives import PRIMITIVES, Combination
-from .rules import NAMED, as_rule, named
+from .rules import NAMED, as_rule, named, options_of
 
 __all__ = ["parse_rule"]
 
@@ -101,18 +101,13 @@ class _Reader:
         name = token.text
         options: dict[str, Any] = {}
         if self.take("("):
-            possible = (*PRIMITIVES, *OPTIONS)
+            possible = [*PRIMITIVES, *OPTIONS] if name == "align" else options_of(name) if name in NAMED else []
             while not self.take(")"):
                 if options and not self.take(","):
                     self.fail(self.next, "expected , or )")
                 key = self.expect("word", "an option, such as amp=0.5")
-                if key.text not in possible or name in PRIMITIVES:
-                    self.fail(
-                        key,
-                        f"{name} takes {', '.join(possible)}"
-                        if name not in PRIMITIVES
-                        else "a primitive takes no options",
-                    )
+                if key.text not in possible:
+                    self.fail(key, f"{name} takes {', '.join(possible)}" if possible else f"{name} takes no options")
                 if key.text in options:
                     self.fail(key, "it is given twice")
                 if not self.take("="):

@@ -28,9 +28,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": None
-        if commit is None
-        else {"commit": commit.removesuffix("-dirty"), "dirty": "-dirty" in commit},
+        "git": None if commit is None else {"commit": commit.removesuffix("-dirty"), "dirty": "-dirty" in commit},
         "python": platform.python_version(),
         "packages": {"untied": untied.__version__, "torch": str(torch.__version__)}
         | {name: version for name in PACKAGES if (version := _version(name))},
@@ -54,9 +52,7 @@ def _describe() -> str | None:
             ["git", "ls-files", "--error-unmatch", source.name],
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         ):
-            done = subprocess.run(
-                command, cwd=source.parent, capture_output=True, text=True, timeout=20, check=True
-            )
+            done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from untied.errors import UntiedError
 from untied.lab.record import file_name, write_atomically
+from untied.lab.tables import split
 from untied.metrics import angle
 
 __all__ = [
@@ -43,9 +45,11 @@ COLOURS = {
     "kp": "#009E73", "usf": "#CC79A7", "frsf": "#882255", "brsf": "#332288",
 }  # fmt: skip
 SPARE = ("#117733", "#AA4499", "#999933", "#661100", "#6699CC", "#44AA99", "#DDAA33", "#EE3377")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
+    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.w_pad": 0.08,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -71,7 +75,7 @@ def colours(rules: Iterable[str]) -> dict[str, str]:
     for rule in sorted(rules, key=lambda rule: rule not in COLOURS):  # plain names take their colours first
         own = COLOURS.get(re.split(r"\W", rule, maxsplit=1)[0])
         start = int(hashlib.sha256(rule.encode()).hexdigest(), 16) % len(SPARE)
-        wanted = [own] * (own is not None) + [*SPARE[start:], *SPARE[:start]]
+        wanted = ([own] if own else []) + [*SPARE[start:], *SPARE[:start]]
         chosen[rule] = next((colour for colour in wanted if colour not in chosen.values()), wanted[-1])
     return {rule: chosen[rule] for rule in rules}
 
@@ -98,14 +102,14 @@ def accuracy_curves(metrics: Metrics) -> Figure:
             for axes in (whole, close):
                 _band(axes, curves[rule], palette[rule], rule)
         for axes in (whole, close):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
         handles, _ = whole.get_legend_handles_labels()
         figure.legend(handles=handles[::-1], loc="outside right center", title="rule")
         return figure
 
 
 def accuracy_bars(rows: Metrics) -> Figure:
-    """Test accuracy (%) by rule: a dot a seed, a bar over mean ± standard deviation, backprop's mean dotted.
+    """Accuracy (%) at the end: a dot a seed, a bar over mean ± standard deviation, backprop's mean dotted.
 
     Args:
         rows: the table's rows, with "rule", "accuracies", "accuracy_mean" and "accuracy_std" (0 to 1, or None).
@@ -118,7 +122,12 @@ def accuracy_bars(rows: Metrics) -> Figure:
         palette = colours(row["rule"] for row in rows)
         for y, row in enumerate(rows):
             _spread(axes, y, row, palette[row["rule"]])
-        axes.set(title="Test accuracy", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+        axes.use_sticky_edges = False  # or the widest bar would touch the frame
+        axes.set(
+            title=f"{split(rows).capitalize()} accuracy",
+            xlabel=f"{split(rows)} accuracy (%)",
+            ylim=(len(rows) - 0.5, -0.5),
+        )
         axes.set_yticks(range(len(rows)), [_short(row["rule"]) for row in rows])
         axes.grid(axis="y", visible=False)
         return figure
@@ -148,7 +157,7 @@ def angles_over_time(metrics: Metrics) -> Figure:
             axes.remove()
         grid[0, 0].set_ylim(-2, min(182.0, max(92.0, 5 + max(drawn))))
         grid[0, 0].yaxis.set_major_locator(MultipleLocator(30))
-        grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
         figure.suptitle("Angle between backward and forward weights", fontsize=12)
         figure.supxlabel("epoch", fontsize=10)
         figure.supylabel("angle (degrees)", fontsize=10)
@@ -225,7 +234,8 @@ def _over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | Non
     """The known values of all seeds, by epoch."""
     found: dict[float, list[float]] = {}
     for row in rows:
-        if _known(number := value(row)):
+        number = value(row)
+        if number is not None and math.isfinite(number):
             found.setdefault(row["epoch"], []).append(float(number))
     return {epoch: np.array(values) for epoch, values in found.items()}
 
@@ -270,10 +280,7 @@ def _spread(axes: Axes, y: int, row: Mapping[str, Any], colour: str) -> None:
 
 def _angles(axes: Axes, rule: str, rows: Metrics, shades: Mapping[str, Any]) -> float:
     """One rule's panel. Returns the largest angle in it."""
-    series: list[tuple[Any, str, Curve]] = [
-        (shade, "-", _over_epochs(rows, lambda row, layer=layer: (row.get("weight_angle") or {}).get(layer)))
-        for layer, shade in shades.items()
-    ]
+    series = [(shades[layer], "-", _over_epochs(rows, partial(_weight_angle, layer))) for layer in shades]
     series.append(("black", "--", _over_epochs(rows, lambda row: row.get("gradient_angle"))))
     largest = 0.0
     for colour, dash, curve in series:
@@ -285,6 +292,10 @@ def _angles(axes: Axes, rule: str, rows: Metrics, shades: Mapping[str, Any]) -> 
     if not any(curve for *_, curve in series):
         _say(axes, "no angles")
     return largest
+
+
+def _weight_angle(layer: str, row: Mapping[str, Any]) -> float | None:
+    return (row.get("weight_angle") or {}).get(layer)
 
 
 def _untied_layers(weights: Mapping[str, Tensor]) -> list[str]:

@@ -87,9 +87,7 @@ class RunFolder:
         with _one_line(run.path):
             found = (run.path / CONFIG).is_file()
         if not found:
-            raise UntiedError(
-                f"{run.path} is not a run folder (no {CONFIG} in it); name the folder that --out made"
-            )
+            raise UntiedError(f"{run.path} is not a run folder (no {CONFIG} in it); name the folder that --out made")
         return run
 
     # writing
@@ -132,9 +130,7 @@ class RunFolder:
         with _one_line(path, "read"):
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
-            raise UntiedError(
-                f"{path} does not hold a configuration (a YAML mapping); the file was changed or damaged"
-            )
+            raise UntiedError(f"{path} does not hold a configuration (a YAML mapping); the file was changed or damaged")
         return settings
 
     def environment(self) -> dict[str, Any]:
@@ -154,9 +150,7 @@ class RunFolder:
             try:
                 rows.append(json.loads(line))
             except ValueError as broken:
-                raise UntiedError(
-                    f"{path}, line {number}, is not JSON: {_words(broken)}; remove that line"
-                ) from broken
+                raise UntiedError(f"{path}, line {number}, is not JSON: {_words(broken)}; remove that line") from broken
         return rows
 
     def read_json(self, name: str) -> Any:
@@ -226,8 +220,10 @@ def write_atomically(path: Path, content: bytes) -> Path:
 
 def file_name(text: str) -> str:
     """A file name from any text, such as a rule: the text itself if possible, else readable and unique."""
-    safe = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("._")[:80]
-    return text if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    safe = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("._")
+    if text and text == safe[:80]:
+        return text
+    return f"{safe[:73] or 'unnamed'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def plain(value: Any) -> Any:

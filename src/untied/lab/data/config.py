@@ -55,6 +55,8 @@ class DataConfig:
     """Number of synthetic training images, validation included; there are a quarter as many test images."""
 
     def __post_init__(self) -> None:
+        if self.root is not None:
+            object.__setattr__(self, "root", Path(self.root).expanduser())  # text will do, and so will ~
         if self.name not in get_args(DataName):
             near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""

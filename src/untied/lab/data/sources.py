@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from untied.errors import UntiedError
@@ -62,6 +61,8 @@ def digits(config: DataConfig) -> Source:
 
     They come without a test split; a fixed quarter of each class is it.
     """
+    from sklearn.datasets import load_digits  # here, as it is slow to import and only this needs it
+
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1)
     labels = torch.from_numpy(data.target).long()
@@ -193,7 +194,7 @@ def _jpeg_archive(path: Path) -> Source:
     training, 1 for test; ``classes`` are the names.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             fields = {name: archive[name] for name in ("header", "data", "offsets", "labels", "split", "classes")}
     except KeyError as error:
         raise UntiedError(f"{path} has no field {error.args[0].split()[0]}: it must have {_FIELDS}") from error

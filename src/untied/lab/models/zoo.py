@@ -37,20 +37,25 @@ def build(zoo: str, name: str, input_shape: tuple[int, int, int], classes: int, 
         UntiedError: an option is not the model's, or the model does not take such images or gives no plain logits.
     """
     full_name = f"{zoo}:{name}"
-    make = ZOOS[zoo]
-    with torch.device("meta"):
-        trial = _in_one_line(full_name, lambda: make(name, input_shape, classes, **options))
-        # in training mode, where some models also give auxiliary outputs; a batch of 2, as batch normalisation needs
-        logits = _in_one_line(
-            f"{full_name} with images of {input_shape}", lambda: trial.train()(torch.empty(2, *input_shape))
-        )
+    model: nn.Module = _in_one_line(full_name, lambda: ZOOS[zoo](name, input_shape, classes, **options))
+    logits = _in_one_line(f"{full_name} for images of {input_shape}", lambda: _try_out(model, input_shape))
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UntiedError(
             f"{full_name} gives {given} in training where logits for {classes} classes are needed: "
             "choose another, or see its options (aux_logits=False, say)"
         )
-    return make(name, input_shape, classes, **options)
+    return model
+
+
+def _try_out(model: nn.Module, input_shape: tuple[int, int, int]) -> Any:
+    """What the model gives for two images, on the meta device: shapes alone, and the model stays as it is.
+
+    In training mode, where some models also give auxiliary outputs; two images, as batch normalisation needs.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return torch.func.functional_call(model.train(), shapes, torch.empty(2, *input_shape, device="meta"))
 
 
 def _in_one_line(what: str, call: Callable[[], Any]) -> Any:
@@ -74,7 +79,8 @@ def _torchvision(name: str, input_shape: tuple[int, int, int], classes: int, **o
         raise UntiedError(
             f"torchvision:{name} takes images of 3 channels, not {input_shape[0]}: choose a model of ours"
         )
-    return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    return model
 
 
 def _timm() -> Any:
@@ -86,7 +92,9 @@ def _timm() -> Any:
 
 
 def _build_timm(name: str, input_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
-    return _timm().create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=classes, **options)
+    make = _timm().create_model
+    model: nn.Module = make(name, pretrained=False, in_chans=input_shape[0], num_classes=classes, **options)
+    return model
 
 
 ZOOS: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm": _build_timm}

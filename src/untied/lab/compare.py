@@ -1,0 +1,282 @@
+"""`untied compare`: several learning rules against backpropagation, on the same network and the same data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import os
+import queue
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from untied.errors import UntiedError
+from untied.lab import plots, report
+from untied.lab.config import CompareConfig, from_mapping, parse_entry
+from untied.lab.data import load
+from untied.lab.loop import NotFinite, network, train
+from untied.lab.record import RunFolder, file_name
+from untied.lab.timing import step_costs
+
+__all__ = ["compare"]
+
+Message = dict[str, Any]
+_messages: Any = None  # the queue to the parent, in a worker process
+
+
+def compare(config: CompareConfig, console: Console | None = None) -> int:
+    """Run the comparison and write its folder. Returns the exit code: 0, 1 if every run failed, 130 if interrupted.
+
+    Raises:
+        UntiedError: anything that can be known before training starts: data, model, device, output folder.
+    """
+    console = console or Console()
+    config = dataclasses.replace(config, out=config.out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S"))
+    chance, about = check(config)
+    assert config.out is not None
+    folder = RunFolder.create(config.out, config, overwrite=config.overwrite)
+    console.print(f"{config.model} on {about}; {len(config.rules)} rules, {config.seeds} seeds, {config.epochs} epochs")
+    results: list[Message] = []
+    code = 0
+    with interruptible():
+        try:
+            run_all(config, folder, results, console)
+            costs = measured_costs(config, console)
+        except KeyboardInterrupt:
+            console.print("interrupted: what was finished is kept")
+            code, costs = 130, {}
+    rows = table_rows(config, results, costs, chance)
+    finish(folder, config, rows, console)
+    failed = [r for r in results if r["failure"]]
+    for result in failed:
+        console.print(f"failed: {result['failure']} (seed {result['seed']})", markup=False)
+    return code or (1 if results and len(failed) == len(results) else 0)
+
+
+def check(config: CompareConfig) -> tuple[float, str]:
+    """Try out all that can fail before anything is trained. Returns the chance level, and the data in words."""
+    try:
+        torch.empty(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UntiedError(f"device {config.device!r} cannot be used: {reason}; cpu always can") from None
+    data = load(config.data, seed=config.first_seed, device="cpu")
+    if config.evaluate_on == "validation" and not data.validation.size:
+        raise UntiedError(
+            "evaluate_on is validation and data.validation is 0: hold some images out, or use the test split"
+        )
+    for entry in config.rules:
+        network(dataclasses.replace(config, device="cpu"), data, entry, config.first_seed)
+    return 1 / len(data.classes), str(data)
+
+
+# Runs
+
+
+def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], console: Console) -> None:
+    """Train every rule with every seed; write metrics as they come, and append what is finished to ``results``."""
+    jobs = [(entry, seed) for seed in seeds(config) for entry in config.rules]
+    total = len(jobs) * (config.epochs + config.delay)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("epochs", total=total)
+
+        def receive(message: Message) -> None:
+            if message["kind"] == "epoch":
+                folder.append(message["metrics"])
+                progress.advance(bar)
+                return
+            results.append(message)
+            shown = message["failure"] or f"{100 * message['accuracy']:.1f} %"
+            if not console.is_terminal:
+                done = f"[{len(results)}/{len(jobs)}] {message['rule']}, seed {message['seed']}: {shown}"
+                console.print(done, markup=False, highlight=False, soft_wrap=True)
+
+        if config.workers == 0:
+            for job in jobs:
+                one_run(config, *job, str(folder.path), receive)
+        else:
+            run_in_processes(config, jobs, str(folder.path), receive)
+
+
+def one_run(config: CompareConfig, entry: str, seed: int, path: str, send: Callable[[Message], None]) -> None:
+    """Train once; send each epoch's metrics and then the result."""
+    result: Message = {"kind": "done", "rule": entry, "seed": seed, "accuracy": None, "failure": None}
+    try:
+        model, final = train(config, entry, seed, lambda metrics: send({"kind": "epoch", "metrics": metrics}))
+        state = {name: value.cpu() for name, value in model.state_dict().items()}
+        RunFolder.open(path).write_weights(weights_name(entry, seed), state, {"rule": entry, "seed": str(seed)})
+        result |= final
+    except NotFinite as failure:
+        result["failure"] = str(failure)
+    send(result)
+
+
+def run_in_processes(
+    config: CompareConfig, jobs: list[tuple[str, int]], path: str, receive: Callable[[Message], None]
+) -> None:
+    """The same, several at a time. Workers leave Ctrl-C to this process."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    workers = min(config.workers, len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, context, start_worker, (messages, threads))
+    try:
+        futures = [pool.submit(run_in_worker, config, *job, path) for job in jobs]
+        waiting = len(jobs)
+        while waiting:
+            try:
+                message = messages.get(timeout=0.2)
+            except queue.Empty:
+                raise_failure(futures)
+                continue
+            waiting -= message["kind"] == "done"
+            receive(message)
+        pool.shutdown()
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def raise_failure(futures: list[Future[None]]) -> None:
+    """Raise what a worker raised."""
+    for future in futures:
+        error = future.exception() if future.done() and not future.cancelled() else None
+        if isinstance(error, BrokenProcessPool):
+            raise UntiedError(
+                "a training process was killed, perhaps for want of memory: use fewer --workers"
+            ) from error
+        if error is not None:
+            raise error
+
+
+def start_worker(messages: Any, threads: int) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+
+def run_in_worker(config: CompareConfig, entry: str, seed: int, path: str) -> None:
+    one_run(config, entry, seed, path, _messages.put)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, a cluster's way of saying stop, does what Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever called us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Results
+
+
+def seeds(config: CompareConfig) -> range:
+    return range(config.first_seed, config.first_seed + config.seeds)
+
+
+def weights_name(entry: str, seed: int) -> str:
+    return f"{file_name(entry)}-seed{seed}"
+
+
+def measured_costs(config: CompareConfig, console: Console) -> dict[str, float]:
+    if not config.timing_steps:
+        return {}
+    with console.status("measuring what a step of each rule costs"):
+        return step_costs(config)
+
+
+def table_rows(config: CompareConfig, results: list[Message], costs: dict[str, float], chance: float) -> list[Message]:
+    """A row for each rule. A failed run counts at the chance level, as in the paper's Fig. 3."""
+    rows = []
+    for entry in config.rules:
+        rule, _ = parse_entry(entry, config.backward)
+        own = sorted((r for r in results if r["rule"] == entry), key=lambda r: r["seed"])
+        accuracies = [chance if r["failure"] else r["accuracy"] for r in own]
+        rows.append(
+            {
+                "rule": entry,
+                "text": str(rule),
+                "local": rule.local,
+                "accuracies": accuracies,
+                "accuracy_mean": mean(accuracies),
+                "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                "weight_angle": mean([r.get("weight_angle") for r in own]),
+                "gradient_angle": mean([r.get("gradient_angle") for r in own]),
+                "cost": costs.get(entry),
+                "seeds": len(own),
+                "finished": len(own) == config.seeds,
+                "failure": next((r["failure"] for r in own if r["failure"]), None),
+            }
+        )
+    return rows
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Of the finite ones; None if there are none."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return statistics.fmean(known) if known else None
+
+
+def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], console: Console) -> None:
+    """Write table, figures and page; print the table."""
+    folder.write_json("results.json", rows)
+    folder.write_text("table.md", report.markdown_table(rows))
+    folder.write_text("table.csv", report.csv_table(rows))
+    metrics = folder.metrics()
+    figures = folder.path / "figures"
+    plots.save(plots.accuracy_curves(metrics), figures, "accuracy")
+    plots.save(plots.accuracy_bars(rows), figures, "results")
+    plots.save(plots.angles_over_time(metrics), figures, "angles")
+    last: dict[str, Any] = {}
+    for entry in config.rules:
+        names = [weights_name(entry, seed) for seed in seeds(config)]
+        weights = next((folder.weights(n) for n in names if n in folder.weight_names()), {})
+        if any(key.endswith("backward_weight") for key in weights):
+            last[entry] = weights
+    if last:
+        plots.save(plots.weight_scatter(last), figures, "scatter")
+    page = report.write_html(folder)
+    console.print(report.rich_table(rows))
+    console.print(f"everything is in {folder.path}; the page is {page}", markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+
+
+def again(path: Path, console: Console | None = None) -> int:
+    """Write a run folder's tables, figures and page again, from what it holds."""
+    folder = RunFolder.open(path)
+    config = from_mapping(CompareConfig, folder.config(), f"config of {path}")
+    rows = folder.read_json("results.json")
+    finish(folder, config, rows, console or Console())
+    return 0

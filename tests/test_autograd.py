@@ -1,0 +1,186 @@
+"""The untied operation against a straight-through oracle written in three lines of autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import LayerCase, build, build_untied, by_layer, geometry_of
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import untied
+from untied.autograd import LossTerm, cast_for_autocast, untied_operation
+from untied.geometry import DENSE, Geometry
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer
+
+
+def oracle(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+    """Value and gradient in W from the first term; no value, and the gradient in x through B, from the second."""
+    back = g.project(x, B.detach())
+    y = g.project(x.detach(), W) + (back - back.detach())
+    return y if bias is None else g.add_bias(y, bias)
+
+
+@by_layer
+def test_gradients_are_the_straight_through_oracles(case: LayerCase) -> None:
+    layer, x = build_untied(case)
+    g = geometry_of(layer, x, **case.call)
+    y = layer(x, **case.call)
+    error = torch.randn_like(y)
+    inputs = [t for t in (x, layer.weight, layer.bias) if t is not None]
+    got = torch.autograd.grad(y, inputs, error)
+    wanted = torch.autograd.grad(oracle(x, layer.weight, layer.backward_weight, layer.bias, g), inputs, error)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@by_layer
+def test_output_is_bit_identical_to_the_plain_layers(case: LayerCase) -> None:
+    plain, x = build(case)
+    layer, _ = build_untied(case)
+    assert torch.equal(layer(x, **case.call), plain(x, **case.call))
+    plain, layer, x = plain.float(), layer.float(), x.float()
+    assert torch.equal(layer(x, **case.call), plain(x, **case.call))
+
+
+@by_layer
+def test_with_B_equal_to_W_it_is_backpropagation(case: LayerCase) -> None:
+    plain, x = build(case)
+    layer, _ = build(case)
+    untied.untie_(layer, "fa", init="copy")
+    error = torch.randn_like(plain(x, **case.call))
+    inputs = [[x, *m.parameters()] for m in (plain, layer)]
+    ours, backprop = (
+        torch.autograd.grad(m(x, **case.call), [p for p in i if p.requires_grad], error)
+        for m, i in zip((layer, plain), reversed(inputs), strict=True)
+    )
+    for a, b in zip(ours, backprop, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@by_layer
+def test_the_task_gives_B_nothing_but_kolen_pollacks_copy(case: LayerCase) -> None:
+    layer, x = build_untied(case, "sa")
+    error = torch.randn_like(layer.eval()(x, **case.call))
+    layer(x, **case.call).backward(error)
+    assert layer.backward_weight.grad is None
+    layer, x = build_untied(case, "kp")
+    layer.eval()(x, **case.call).backward(error)
+    assert torch.equal(layer.backward_weight.grad, layer.weight.grad)
+
+
+def test_kolen_pollack_copies_the_gradient_even_where_W_is_frozen() -> None:
+    torch.manual_seed(0)
+    x, W, B, bias = torch.randn(5, 4), torch.randn(3, 4), torch.randn(3, 4, requires_grad=True), None
+    error = torch.randn(5, 3)
+    untied_operation(x, W, B, bias, DENSE, copies=True).backward(error)
+    torch.testing.assert_close(B.grad, error.T @ x)
+
+
+def test_second_derivatives_are_the_oracles() -> None:
+    """A gradient penalty: the derivative of the pseudogradient's norm, with B a constant of the pass."""
+    torch.manual_seed(0)
+    x, W, B = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (3, 4), (3, 4)))
+    results = []
+    for operation in (untied_operation, oracle):
+        y = torch.tanh(operation(x, W, B.detach(), None, DENSE)).sum()
+        (dx,) = torch.autograd.grad(y, x, create_graph=True)
+        results.append(torch.autograd.grad(dx.square().sum(), (x, W)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# torch.func
+
+
+def plain_loss(model: nn.Module, parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.mse_loss(functional_call(model, parameters, (x,)), target)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["fa", "kp"])
+def test_functional_gradients_are_the_same(copies: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double().eval()
+    untied.untie_(model, "kp" if copies else "fa")
+    x, target = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    parameters = {k: p.detach() for k, p in model.named_parameters()}
+    got = grad(lambda p: plain_loss(model, p, x, target))(parameters)
+    plain_loss(model, dict(model.named_parameters()), x, target).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(got[name], torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Conv1d(1, 2, 3, padding=1)], ids=["linear", "conv"])
+def test_gradients_per_example_by_vmap(make: object) -> None:
+    torch.manual_seed(0)
+    layer: nn.Module = make().double().eval()  # type: ignore[operator]
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(0), nn.LazyLinear(2, dtype=torch.float64))
+    x = torch.randn(6, *((4,) if isinstance(layer, nn.Linear) else (1, 5)), dtype=torch.float64)
+    target = torch.randn(6, 2, dtype=torch.float64)
+    model(x[0])
+    model[3].__class__ = nn.Linear
+    untied.untie_(model, "fa")
+    parameters = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    frozen = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+
+    def loss(p: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+        return plain_loss(model, p | frozen, x, t)
+
+    together = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, target)
+    for i in range(len(x)):
+        alone = grad(loss)(parameters, x[i], target[i])
+        for name, g in alone.items():
+            torch.testing.assert_close(together[name][i], g)
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@by_layer
+def test_autocast_casts_inside_and_gradients_keep_their_dtype(case: LayerCase, dtype: torch.dtype) -> None:
+    layer, x = build_untied(case, "kp")
+    layer, x = layer.float().eval(), x.detach().float().requires_grad_()
+    exact = layer(x, **case.call)
+    exact.sum().backward()
+    wanted = {"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}}
+    layer.zero_grad()
+    x.grad = None
+    with torch.autocast("cpu", dtype):
+        y = layer(x, **case.call)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+    for name, g in {"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}}.items():
+        assert g.dtype == torch.float32, name
+        assert float((g - wanted[name]).norm() / wanted[name].norm()) < 0.02, name
+
+
+def test_autocast_leaves_double_precision_and_integers_alone() -> None:
+    one, two, none, whole = torch.ones(1), torch.ones(1, dtype=torch.float64), None, torch.ones(1, dtype=torch.int64)
+    assert cast_for_autocast(one, two, none, whole) == (one, two, none, whole)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = cast_for_autocast(one, two, none, whole)
+    assert [t if t is None else t.dtype for t in cast] == [torch.bfloat16, torch.float64, None, torch.int64]
+
+
+# The penalty as a term of the loss
+
+
+def test_a_loss_term_has_its_value_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    B, W, value = torch.randn(3, 4, requires_grad=True), torch.randn(2, requires_grad=True), torch.tensor(1.5)
+    dB, dW = torch.randn(3, 4), torch.randn(2)
+    term = LossTerm.apply(value, 2, B, W, dB, dW)
+    assert term.item() == 1.5 and term.shape == ()
+    (4.0 * term).backward()
+    torch.testing.assert_close(B.grad, 4.0 * dB)
+    torch.testing.assert_close(W.grad, 4.0 * dW)
+
+
+def test_a_loss_terms_gradient_comes_in_each_tensors_dtype() -> None:
+    B = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    term = LossTerm.apply(torch.tensor(1.0), 1, B, torch.ones(2, dtype=torch.float16))
+    term.backward()
+    assert B.grad.dtype == torch.float16

@@ -1,0 +1,205 @@
+"""The text form of rules: what is written is read back, and a mistake is shown where it is."""
+
+from __future__ import annotations
+
+import pytest
+from cases import RuleCase, by_rule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from untied import UntiedError
+from untied.algebra import OPTIONS
+from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
+from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
+
+
+@by_rule
+def test_a_rule_is_read_back_from_its_own_text(rule: RuleCase) -> None:
+    r = parse(rule.text)
+    assert parse(str(r)) == r
+    assert str(parse(str(r))) == str(r)
+
+
+@pytest.mark.parametrize(
+    ("text", "combination"),
+    [
+        ("amp", Combination({amp: 1})),
+        ("amp + decay", amp + decay),
+        ("amp+decay+null", amp + decay + null),
+        ("amp + 0.5*decay + null", amp + 0.5 * decay + null),
+        ("  amp\t+  .5 * decay\n", amp + 0.5 * decay),
+        ("2*amp - decay", 2 * amp - decay),
+        ("-amp", -amp),
+        ("-2*amp + -3*decay", -2 * amp - 3 * decay),
+        ("amp - -2*decay", amp + 2 * decay),
+        ("amp + amp", 2 * amp),
+        ("amp - amp", Combination({})),
+        ("0", Combination({})),
+        ("1/8*amp + 1e-3*self", 0.125 * amp + 1e-3 * self_),
+        ("1E2*sparse", 100 * sparse),
+        ("align(amp=1, decay=0.5)", amp + 0.5 * decay),
+        ("align(self=1/4)", 0.25 * self_),
+        ("align()", Combination({})),
+        ("sa", self_ + decay),
+        ("sa()", self_ + decay),
+        ("ia(amp=1,null=2)", amp + decay + 2 * null),
+        ("ia(decay=0, sparse=1)", amp + null + sparse),
+        ("wm + null", amp + decay + null),
+        ("null + wm", amp + decay + null),
+        ("2*sa + 0.5*aa", 2 * self_ + 2 * decay + 0.5 * amp + 0.5 * sparse),
+        ("aa - 0.5*amp", 0.5 * amp + sparse),
+        ("kp(decay=2e-3)", 2e-3 * decay),
+        ("sa(self=2)", 2 * self_ + decay),
+        ("sa(decay=-1)", self_ - decay),
+    ],
+)
+def test_what_texts_mean(text: str, combination: Combination) -> None:
+    rule = parse(text)
+    assert isinstance(rule, Alignment) and rule.combination == combination
+    assert parse(str(rule)) == rule
+
+
+def test_options_are_numbers_words_and_truth_values() -> None:
+    assert parse("wm(fraction=1/8, every=3, noise=normal, noise_std=0.5, centre_input=true)") == WeightMirror(
+        fraction=0.125, every=3, noise="normal", noise_std=0.5, centre_input=True
+    )
+    assert parse("wm(noise=none, reverse=False, forward_activation=None)") == WeightMirror()
+    assert parse("ia(positions=mean, backward_activation=tanh)") == InformationAlignment(
+        positions="mean", backward_activation="tanh"
+    )
+
+
+def test_options_of_one_term_go_with_the_sum() -> None:
+    rule = parse("amp + align(decay=2, fraction=1/8) - 0.5*null")
+    assert rule == Alignment(amp + 2 * decay - 0.5 * null, fraction=0.125)
+
+
+def test_the_text_of_a_named_rule_says_what_differs() -> None:
+    assert str(parse("ia(amp=1, decay=1, null=1)")) == "ia"
+    assert str(parse("ia(null=2)")) == "ia(null=2)"
+    assert str(parse("ia(null=0)")) == "ia(null=0)"
+    assert str(parse("kp(decay=1e-3)")) == "kp"
+    assert str(parse("wm(fraction=1/8, noise=normal)")) == "wm(fraction=0.125, noise=normal)"
+    assert str(parse("align(amp=1, reverse=true)")) == "align(amp=1, reverse=true)"
+    assert repr(parse("sa")) == "sa"
+
+
+def test_a_schedule_is_named_in_the_text() -> None:
+    def warm_up(t: float) -> float:
+        return t
+
+    assert str(WeightMirror(amp=warm_up)) == "wm(amp=<warm_up>)"
+    assert "<warm_up>*amp" in str(Alignment({"amp": warm_up}))
+
+
+coefficients = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: v + 0.0)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.dictionaries(st.sampled_from(list(PRIMITIVES)), coefficients),
+    st.fixed_dictionaries({}, optional={
+        "fraction": st.floats(1e-6, 1.0), "every": st.integers(1, 10**6), "positions": st.sampled_from(["sum", "mean"]),
+        "noise": st.sampled_from([None, "normal", "uniform"]), "noise_std": st.floats(1e-9, 1e9),
+        "reverse": st.booleans(), "forward_activation": st.sampled_from([None, "relu", "tanh"]),
+    }),
+)  # fmt: skip
+def test_any_combination_is_read_back_exactly(c: dict[str, float], options: dict[str, object]) -> None:
+    rule = Alignment(c, **options)
+    assert parse(str(rule)) == rule
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(alphabet=st.sampled_from([*"amp sa ia kp bp decay*+-/()=,.0123e9_é\n", "amp", "wm(", "fraction=", "every="])))
+def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
+    try:
+        rule = parse(text)
+    except UntiedError as error:
+        assert "\n" not in str(error)
+    else:
+        assert parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "possible"),
+    [
+        ("amq", ">>>amq<<<", "decay, amp, null, sparse, self"),
+        ("amq", ">>>amq<<<", ", ".join(NAMED)),
+        ("amp + amq", "amp + >>>amq<<<", "decay, amp"),
+        ("SA", ">>>SA<<<", "sa"),
+        ("amp decay", "amp >>>decay<<<", "+, - or the end"),
+        ("amp +", "amp +>>><<<", "possible are"),
+        ("amp + + decay", "amp + >>>+<<< decay", "possible are"),
+        ("* amp", ">>>*<<< amp", "possible are"),
+        ("2", "2>>><<<", "* and a name"),
+        ("2 amp", "2 >>>amp<<<", "* and a name"),
+        ("0.5 + amp", "0.5 >>>+<<< amp", "* and a name"),
+        ("2*", "2*>>><<<", "possible are"),
+        ("1/0*amp", "1/>>>0<<<*amp", "other than 0"),
+        ("1/x*amp", "1/>>>x<<<*amp", "a number"),
+        ("amp % decay", "amp >>>%<<< decay", "names, numbers"),
+        ("amp + decay;", "amp + decay>>>;<<<", "names, numbers"),
+        ("amp(fraction=1)", "amp(>>>fraction<<<=1)", "no options"),
+        ("ia(nul=2)", "ia(>>>nul<<<=2)", "null"),
+        ("ia(nul=2)", "ia(>>>nul<<<=2)", "fraction, every, positions, noise"),
+        ("ia(null)", "ia(null>>>)<<<", "expected ="),
+        ("ia(null=)", "ia(null=>>>)<<<", "a number"),
+        ("ia(null=2", "ia(null=2>>><<<", ", or )"),
+        ("ia(", "ia(>>><<<", "an option"),
+        ("ia(null=2 amp=1)", "ia(null=2 >>>amp<<<=1)", ", or )"),
+        ("ia(null=2,)", "ia(null=2,>>>)<<<", "an option"),
+        ("ia(null=1, null=2)", "ia(null=1, >>>null<<<=2)", "given twice"),
+        ("ia(1)", "ia(>>>1<<<)", "an option"),
+        ("sa)", "sa>>>)<<<", "+, - or the end"),
+        ("wm(null=1)", ">>>wm<<<(null=1)", "wm has no option 'null': possible are amp, decay"),
+        ("fa(amp=1)", ">>>fa<<<(amp=1)", "fa has no option 'amp'"),
+        ("bp(amp=1)", ">>>bp<<<(amp=1)", "bp has no option 'amp'"),
+        ("usf(noise=normal)", ">>>usf<<<(noise=normal)", "usf has no option 'noise'"),
+        ("wm(fraction=2)", ">>>wm<<<(fraction=2)", "at most 1"),
+        ("wm(every=1.5)", ">>>wm<<<(every=1.5)", "whole number"),
+        ("wm(noise=pink)", ">>>wm<<<(noise=pink)", "normal, uniform"),
+        ("wm(noise_std=abc)", ">>>wm<<<(noise_std=abc)", "above 0"),
+        ("wm(centre_input=maybe)", ">>>wm<<<(centre_input=maybe)", "true"),
+        ("wm(amp=fast)", ">>>wm<<<(amp=fast)", "finite number"),
+        ("wm(amp=1e999)", "1e999", ""),
+        ("1e999*amp", "1e999", ""),
+        ("wm(forward_activation=swish)", ">>>wm<<<(forward_activation=swish)", "relu"),
+        ("align(amp=true)", ">>>align<<<(amp=true)", "finite number"),
+        ("2*bp", ">>>2<<<*bp", "cannot be multiplied"),
+        ("-usf", "usf", "cannot be multiplied"),
+        ("2*kp", "kp", "kp"),
+        ("amp + bp", "amp >>>+<<< bp", "only alignment rules and primitives add"),
+        ("bp + usf", "bp >>>+<<< usf", "only alignment rules and primitives add"),
+        ("kp + amp", "kp >>>+<<< amp", "kp cannot be added"),
+        ("amp - kp", "kp", "kp cannot be"),
+        ("amp + kp", "amp >>>+<<< kp", "kp cannot be added"),
+        ("sa + kp", "sa >>>+<<< kp", "kp cannot be added"),
+        ("wm(every=2) + aa(every=3)", "wm(every=2) >>>+<<< aa(every=3)", "options differ"),
+        ("", "empty", "sa"),
+        ("   ", "empty", "sa"),
+        ("__import__('os')", "__import__(>>>'<<<os')", "names, numbers"),
+        ("__import__(os)", ">>>__import__<<<(os)", "possible are"),
+    ],
+)
+def test_an_error_points_at_the_place_and_says_what_is_possible(text: str, marked: str, possible: str) -> None:
+    with pytest.raises(UntiedError) as error:
+        parse(text)
+    message = str(error.value)
+    assert marked in message and possible in message, message
+    assert "\n" not in message
+
+
+def test_an_error_tells_the_column() -> None:
+    with pytest.raises(UntiedError, match="column 7, in"):
+        parse("amp + amq")
+
+
+def test_a_newline_in_a_wrong_text_does_not_break_the_message() -> None:
+    with pytest.raises(UntiedError) as error:
+        parse("amp +\namq")
+    assert "\n" not in str(error.value)
+
+
+def test_names_do_not_clash() -> None:
+    assert len({*NAMED, *PRIMITIVES, "align"}) == len(NAMED) + len(PRIMITIVES) + 1
+    assert not set(PRIMITIVES) & set(OPTIONS)
