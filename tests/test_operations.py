@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYERS, LayerCase, build_untied, signals
+from cases import LAYERS, LayerCase, build_untied, by_kind_of_layer, signals
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,13 +19,6 @@ from untied.primitives import PRIMITIVES
 from untied.rules import Alignment
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer
-
-by_name = {c.name: c for c in LAYERS}
-SOME_LAYERS = [
-    by_name[n] for n in ("linear-1d", "linear-3d", "conv1d-same-even", "conv2d-stride-leaves-a-rest", "conv2d-reflect",
-                         "conv2d-groups", "conv3d", "transposed2d-output-padding", "conv2d-unbatched", "linear-0d")
-]  # fmt: skip
-by_some_layer = pytest.mark.parametrize("case", SOME_LAYERS, ids=[c.name for c in SOME_LAYERS])
 
 SWITCHES: list[dict[str, Any]] = [
     {},
@@ -120,7 +113,7 @@ def independent(
     return R
 
 
-@by_some_layer
+@by_kind_of_layer
 @pytest.mark.parametrize("switches", SWITCHES, ids=switch_ids)
 @pytest.mark.parametrize("c", [{p: 1.0} for p in PRIMITIVES] + [dict(amp=1.0, decay=0.5, null=0.7, sparse=0.3, self=2.0)],
                          ids=[*PRIMITIVES, "together"])  # fmt: skip

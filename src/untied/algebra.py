@@ -132,7 +132,7 @@ class Alignment(Rule):
     @property
     def has_closed_form(self) -> bool:
         """Whether Table 1's closed forms hold; otherwise R's gradient is by autograd of the penalty, layer by layer."""
-        reconstructs = any(p.name == "null" for p in self.combination)
+        reconstructs = any(p.signal == "reconstruction" for p in self.combination)
         given = all(p.has_gradient for p in self.combination)
         return given and not (self.operations.on_output or (reconstructs and self.operations.on_reconstruction))
 
@@ -242,8 +242,9 @@ class Alignment(Rule):
     def __str__(self) -> str:
         if type(self) is Alignment and not self.options:
             return repr(self.combination)
-        names = list(dict.fromkeys([*getattr(self, "defaults", {}), *(p.name for p in self.combination)]))
-        words = {n: _text(self.combination.get(PRIMITIVES[n], 0.0)) for n in names}
+        given = {p.name: c for p, c in self.combination.items()}
+        names = list(dict.fromkeys([*self.defaults, *given]))
+        words = {n: _text(given.get(n, 0.0)) for n in names}
         if type(self) is not Alignment:  # a named rule says only what differs from what its name says
             words = {n: w for n, w in words.items() if w != _text(self.defaults[n])}
         words |= {k: _text(v) for k, v in self.options.items()}

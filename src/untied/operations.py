@@ -99,7 +99,11 @@ class Operations:
                 raise UntiedError(f"{switch.name}={given!r} is not possible: choose true or false")
         if self.noise is not None and self.noise not in NOISE:
             raise UntiedError(f"noise={self.noise!r} is not possible: choose one of {', '.join(NOISE)}, or None")
-        if isinstance(self.noise_std, bool) or not isinstance(self.noise_std, int | float) or not self.noise_std > 0:
+        if (
+            isinstance(self.noise_std, bool)
+            or not isinstance(self.noise_std, int | float)
+            or not 0 < self.noise_std < math.inf
+        ):
             raise UntiedError(f"noise_std={self.noise_std!r} is not possible: give a standard deviation above 0")
         for name in (self.forward_activation, self.backward_activation):
             if name is not None and name not in ACTIVATIONS:

@@ -101,6 +101,8 @@ def _add(a: Coefficient, b: Coefficient) -> Coefficient:
 
 
 def _multiply(a: Coefficient, b: Coefficient) -> Coefficient:
+    if a == 1 or b == 1:
+        return b if a == 1 else a
     return (lambda t: value(a, t) * value(b, t)) if callable(a) or callable(b) else a * b
 
 
@@ -140,6 +142,7 @@ class Primitive:
         name: as written in rules. formula, gradient_formula: for people, in this file's legend.
         degree: in B; the penalty is homogeneous, so <B, gradient> = degree * penalty.
         needs_data: whether it sees activity; if not, it is a function of W and B alone.
+        signal: what B makes of the activity that it uses: "projection" (T_B x), "reconstruction" (T_B* y), or None.
         local_computation: synaptic weights act only on their own inputs (paper, section 3.1, criterion 1).
         local_plasticity: the update depends on pre- and postsynaptic activity only (criterion 2).
     """
@@ -149,6 +152,7 @@ class Primitive:
     gradient_formula: ClassVar[str]
     degree: ClassVar[int]
     needs_data: ClassVar[bool]
+    signal: ClassVar[str | None] = None
     local_computation: ClassVar[bool] = True
     local_plasticity: ClassVar[bool] = True
 
@@ -227,7 +231,7 @@ class Amp(Primitive):
 class Null(Primitive):
     """Sparsity of the reconstruction."""
 
-    name, degree, needs_data = "null", 2, True
+    name, degree, needs_data, signal = "null", 2, True, "reconstruction"
     formula, gradient_formula = "½‖T_B* y‖²", "correlate(T_B* y, y)"
 
     def penalty(self, s: Signals) -> Tensor:
@@ -241,7 +245,7 @@ class Sparse(Primitive):
     """Energy efficiency of the backward projection. B acts on x, which is not its input: not local
     computation."""
 
-    name, degree, needs_data = "sparse", 2, True
+    name, degree, needs_data, signal = "sparse", 2, True, "projection"
     formula, gradient_formula = "½‖T_B x‖²", "correlate(x, T_B x)"
     local_computation = False
 

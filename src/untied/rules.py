@@ -246,13 +246,16 @@ def taxonomy() -> list[dict[str, object]]:
 
 
 def counted_cost(rule: Rule) -> float:
-    """Multiplications of one training step over backpropagation's, for a layer whose input needs a
-    gradient."""
+    """Multiplications of one training step over backpropagation's, for a layer whose input needs a gradient.
+
+    For rules with a closed form; those whose operations need autograd of the penalty cost more.
+    """
     if not isinstance(rule, Alignment):
         return 1.0
-    seen = {p.name for p in rule.combination if p.needs_data}
-    projects, reconstructs = "sparse" in seen, "null" in seen
-    correlates = (projects and reconstructs) + bool(seen)
+    seen = {p for p in rule.combination if p.needs_data}
+    signals = {p.signal for p in seen} - {None}  # each is a product of its own, and correlates with its own other side
+    correlates = max(len(signals), bool(seen))
+    projects, reconstructs = "projection" in signals, "reconstruction" in signals
     noise = rule.operations.noise is not None and bool(seen)  # the layer's own y is of no use then
     return 1 + (projects + reconstructs + correlates + noise) / 3 * rule.fraction / rule.every
 

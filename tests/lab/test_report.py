@@ -47,8 +47,8 @@ def make_rows() -> list[dict[str, Any]]:
     return [
         {
             "rule": rule, "text": f"{rule} in full", "local": rule == "wm", "accuracies": [0.9, 0.92],
-            "accuracy_mean": 0.91, "accuracy_std": 0.0141, "weight_angle": 12.34, "gradient_angle": 5.0, "cost": 1.335, "seeds": 2,
-            "finished": True, "failure": None,
+            "accuracy_mean": 0.91, "accuracy_std": 0.0141, "weight_angle": 12.34, "gradient_angle": 5.0, "cost": 1.335,
+            "seeds": 2, "finished": True, "failure": None,
         }
         for rule in RULES
     ]  # fmt: skip

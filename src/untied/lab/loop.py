@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import untied
-from untied.errors import UntiedError
-from untied.lab.config import CompareConfig, parse_entry
-from untied.lab.data import Dataset, Loader, load
+from untied.lab.config import CompareConfig, label, parse_entry
+from untied.lab.data import DataConfig, Dataset, Loader, load
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
-from untied.lab.step import Phase, Step, training_step
+from untied.lab.step import NotFinite, Phase, training_step
 
-__all__ = ["NotFinite", "evaluate", "network", "train"]
+__all__ = ["NotFinite", "dataset", "delay_epochs", "evaluate", "network", "train"]
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class NotFinite(UntiedError):
-    """The loss is NaN or infinite: training this network with this rule has failed."""
+@lru_cache(maxsize=1)  # successive runs of a process mostly differ in their rule alone
+def dataset(config: DataConfig, seed: int, device: str) -> Dataset:
+    """The data, read once."""
+    return load(config, seed=seed, device=device)
 
 
 def network(config: CompareConfig, data: Dataset, entry: str, seed: int) -> nn.Module:
@@ -38,12 +40,19 @@ def network(config: CompareConfig, data: Dataset, entry: str, seed: int) -> nn.M
     return model.to(config.device)
 
 
+def delay_epochs(config: CompareConfig, entry: str) -> int:
+    """Epochs of alignment alone: none for a rule that has nothing to align without the task."""
+    rule, _ = parse_entry(entry, config.backward)
+    return config.delay if rule.aligns and not rule.copies_gradient else 0
+
+
 def train(config: CompareConfig, entry: str, seed: int, report: Report) -> tuple[nn.Module, dict[str, Any]]:
     """Train one network with one rule, and evaluate it once, at the end.
 
     Args:
-        entry: the rule, as in ``CompareConfig.rules``.
-        report: called after every epoch with that epoch's metrics.
+        entry: the rule, one of ``CompareConfig.entries``.
+        report: called after every epoch with that epoch's metrics. Epochs of the task count from 1; those of alignment
+            alone, before them, up to 0.
 
     Returns:
         The network, and its result: accuracy on ``config.evaluate_on``, and final angles.
@@ -51,37 +60,37 @@ def train(config: CompareConfig, entry: str, seed: int, report: Report) -> tuple
     Raises:
         NotFinite: the loss stopped being a number; names layer, step and rule.
     """
-    data = load(config.data, seed=seed, device=config.device)
+    data = dataset(config.data, seed, config.device)
     model = network(config, data, entry, seed)
     rule, backward = parse_entry(entry, config.backward)
-    epochs = config.delay + config.epochs
-    steps = epochs * len(data.train)
-    optimizers = Optimizers(model, rule, config.forward, backward, steps)
+    delay = delay_epochs(config, entry)
+    length = len(data.train)
+    total = (delay + config.epochs) * length
+    optimizers = Optimizers(model, rule, config.forward, backward, config.epochs * length, delay * length)
     torch.manual_seed(seed)  # noise, dropout
-    step = 0
-    metrics: dict[str, Any] = {}
-    for epoch in range(epochs):
-        phase = Phase(task=0.0) if epoch < config.delay else Phase()
+    step, metrics = 0, {}
+    for epoch in range(1 - delay, config.epochs + 1):
+        phase = Phase() if epoch > 0 else Phase(task=0.0)
         model.train()
-        loss = penalty = correct = count = 0.0
-        for images, labels in data.train.epoch(epoch):
-            done = training_step(model, images, labels, optimizers, phase, progress=step / steps, step=step)
-            check_finite(done, model, entry, step)
-            loss += float(done.task) * len(labels)
-            penalty += float(done.penalty) * len(labels)
-            correct += float((done.logits.argmax(1) == labels).sum())
-            count += len(labels)
+        sums = torch.zeros(3, device=config.device)  # J, R, images right
+        # the task sees the same order of images under every rule, whatever went before
+        for images, labels in data.train.epoch(epoch - 1 if epoch > 0 else config.epochs - epoch):
+            try:
+                done = training_step(model, images, labels, optimizers, phase, progress=step / total, step=step)
+            except NotFinite as failure:
+                raise NotFinite(f"rule {label(entry)}: {failure}; try a lower learning rate") from None
+            right = (done.logits.argmax(1) == labels).float().mean()
+            sums += torch.stack([done.task, done.penalty.to(done.task), right])
             step += 1
-        metrics = {"rule": entry, "seed": seed, "epoch": epoch + 1, "step": step}
-        metrics |= {"train_loss": loss / count, "train_accuracy": correct / count, "penalty": penalty / count}
+        metrics = {"rule": label(entry), "seed": seed, "epoch": epoch, "step": step}
+        means = (sums / length).tolist()
+        metrics |= dict(zip(("train_loss", "penalty", "train_accuracy"), means, strict=True))
         if data.validation.size:
-            metrics |= dict(
-                zip(("validation_accuracy", "validation_loss"), evaluate(model, data.validation), strict=True)
-            )
+            accuracy, loss = evaluate(model, data.validation)
+            metrics |= {"validation_loss": loss, "validation_accuracy": accuracy}
         metrics |= {"weight_angle": untied.metrics.weight_angles(model), "gradient_angle": gradient_angle(model, data)}
         report(metrics)
-    split = data.test if config.evaluate_on == "test" else data.validation
-    accuracy, _ = evaluate(model, split)
+    accuracy, _ = evaluate(model, data.test if config.evaluate_on == "test" else data.validation)
     angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
     return model, {
         "accuracy": accuracy,
@@ -107,17 +116,8 @@ def gradient_angle(model: nn.Module, data: Dataset) -> float:
     images, labels = next(iter(data.validation if data.validation.size else data.train))
     size = data.train.batch_size
     model.train()
-    return untied.metrics.measure(model, lambda: F.cross_entropy(model(images[:size]), labels[:size])).gradient_angle
 
+    def loss() -> Tensor:
+        return F.cross_entropy(model(images[:size]), labels[:size])
 
-def check_finite(done: Step, model: nn.Module, entry: str, step: int) -> None:
-    """Stop at the first loss that is not a number, and say where it came from."""
-    if math.isfinite(float(done.task)) and math.isfinite(float(done.penalty)):
-        return
-    broken = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    first = next((n for n in broken if n.endswith("backward_weight")), broken[0] if broken else "no weight")
-    what = "task loss" if not math.isfinite(float(done.task)) else "penalty R"
-    raise NotFinite(
-        f"rule {entry}: {what} is {float(done.task if what == 'task loss' else done.penalty)} at step {step}; first not "
-        f"finite: {first}; lower the learning rate or the rule's coefficients"
-    )
+    return untied.metrics.measure(model, loss).gradient_angle

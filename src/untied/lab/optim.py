@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import untied
-from untied.algebra import Rule
+from untied.algebra import Alignment, Rule
+from untied.errors import UntiedError
 from untied.lab.config import OptimizerConfig
+from untied.primitives import decay, value
 
-__all__ = ["Group", "Optimizers"]
+__all__ = ["Group", "Optimizers", "time_constant"]
 
 STEPS = (1 / 3, 2 / 3, 8 / 9)  # epochs 30, 60 and 80 of 90
 
@@ -29,13 +33,22 @@ class Group:
     schedule: LambdaLR
 
     @staticmethod
-    def of(parameters: list[nn.Parameter], config: OptimizerConfig, steps: int) -> Group:
-        """Set up the optimizer by name, with those of our settings that it has."""
+    def of(parts: list[dict[str, Any]], config: OptimizerConfig, steps: int) -> Group:
+        """Set up the optimizer by name, with those of our settings that it has.
+
+        Args:
+            parts: as optimizers take them: {"params": ...}, perhaps with a weight decay of its own.
+            steps: how often it will move, for its learning rate's schedule.
+        """
         kind = getattr(torch.optim, config.name)
         known = inspect.signature(kind).parameters
         settings = {k: getattr(config, k) for k in ("lr", "momentum", "weight_decay") if k in known}
-        optimizer = kind(parameters, **settings)
-        return Group(parameters, config, optimizer, LambdaLR(optimizer, lambda step: factor(config, step / steps)))
+        try:
+            optimizer = kind([p for p in parts if p["params"]], **settings)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UntiedError(f"optimizer {config.name} refuses: {error}; choose another, such as SGD") from error
+        schedule = LambdaLR(optimizer, lambda step: factor(config, step / steps))
+        return Group([p for part in parts for p in part["params"]], config, optimizer, schedule)
 
     def move(self) -> None:
         """Clip this group's gradients, and step."""
@@ -56,24 +69,36 @@ def factor(config: OptimizerConfig, progress: float) -> float:
 
 
 class Optimizers:
-    """Of a converted model. Weight decay reaches forward weights alone; feedback alignment's B is frozen anyway.
+    """Of a converted model. Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway.
 
-    Kolen-Pollack's B is in the forward group: B and W become equal because both take the same steps.
+    Kolen-Pollack's B moves with W: they become equal because both take the same steps, so its decay is W's weight
+    decay too, and one norm clips both.
+
+    Args:
+        model: converted.
+        rule: of its layers.
+        forward, backward: what moves W, and B.
+        steps: in which the task is trained. delay: steps of alignment alone before them.
     """
 
     def __init__(
-        self, model: nn.Module, rule: Rule, forward: OptimizerConfig, backward: OptimizerConfig, steps: int
+        self,
+        model: nn.Module,
+        rule: Rule,
+        forward: OptimizerConfig,
+        backward: OptimizerConfig,
+        steps: int,
+        delay: int = 0,
     ) -> None:
         W, B = untied.parameter_groups(model)
         B = [b for b in B if b.requires_grad]
-        self.forward = Group.of(W, forward, steps)
-        self.backward = None
-        if rule.copies_gradient and B:
-            self.forward.optimizer.add_param_group({"params": B, "weight_decay": 0.0})
-            self.forward.schedule.base_lrs.append(forward.lr)
-            self.forward.schedule.lr_lambdas.append(self.forward.schedule.lr_lambdas[0])
-        elif B:
-            self.backward = Group.of(B, backward, steps)
+        if rule.copies_gradient:
+            assert isinstance(rule, Alignment)
+            forward = dataclasses.replace(forward, weight_decay=value(rule.combination.get(decay, 0.0), 0.0))
+        parts = [{"params": [w for w in W if w.dim() > 1]}, {"params": [w for w in W if w.dim() <= 1], **_NO_DECAY}]
+        together = [{"params": B, **_NO_DECAY}] if rule.copies_gradient else []
+        self.forward = Group.of(parts + together, forward, steps)
+        self.backward = Group.of([{"params": B}], backward, steps + delay) if B and not together else None
 
     def zero(self) -> None:
         """Drop all gradients."""
@@ -83,3 +108,15 @@ class Optimizers:
     @property
     def groups(self) -> list[Group]:
         return [self.forward, *([self.backward] if self.backward is not None else [])]
+
+
+_NO_DECAY = {"weight_decay": 0.0}
+
+
+def time_constant(rule: Rule, optimizer: OptimizerConfig) -> float | None:
+    """Steps in which what B forgets falls to 1/e: (1 − momentum) / (learning rate × decay); None if it is not so simple.
+
+    That holds for SGD and a rule with a decay. B follows W no faster, so it should be small against the run's steps.
+    """
+    rate = value(rule.combination.get(decay, 0.0), 0.0) * optimizer.lr if isinstance(rule, Alignment) else 0.0
+    return (1 - optimizer.momentum) / rate if optimizer.name == "SGD" and rate > 0 else None

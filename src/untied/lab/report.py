@@ -42,8 +42,8 @@ CAPTIONS = {
     "scatter": (
         "Elements of the backward weight against elements of the forward weight in three layers, after training with "
         "one seed, as in Fig. 2d-f. Dots on the dotted diagonal: symmetric weights, as in backpropagation. Dots on a "
-        "line of another slope: aligned, but diverging (steeper) or collapsing (flatter), which is weight mirror's instability "
-        "(section 4, equation 1). A round cloud: not aligned."
+        "line of another slope: aligned, but diverging (steeper) or collapsing (flatter), which is weight mirror's "
+        "instability (section 4, equation 1). A round cloud: not aligned."
     ),
 }
 """Captions of the figures that untied.lab.plots draws, by the name they are saved under, in the page's order."""
