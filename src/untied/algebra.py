@@ -8,7 +8,7 @@ Legend as in primitives.py; c_P is the coefficient of primitive P; n the batch s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import UntiedError
-from .geometry import DENSE, Geometry
+from .geometry import DENSE, Geometry, ordinary_autograd
 from .operations import Operations, Signals
 from .primitives import PRIMITIVES, Coefficient, Combination, Correlation, Primitive, coefficient_text, total, value
 
@@ -224,7 +224,7 @@ class Alignment(Rule):
             return sum((v * scale * p.penalty(seen) for p, v in c.items()), start=B.new_zeros(()))
 
         both = self.operations.update_forward
-        gradients, R = torch.func.grad_and_value(penalty, argnums=(0, 1) if both else (0,))(s.B, s.W)
+        gradients, R = gradients_of(penalty, (s.B, s.W) if both else (s.B,), s.W)
         return R, gradients[0], gradients[1] if both else None
 
     def weight_terms(self, W: Tensor, B: Tensor, c: Mapping[Primitive, Number]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -296,6 +296,24 @@ def _plus(a: Tensor, factor: Number, b: Tensor) -> Tensor:
     return a + factor * b if isinstance(factor, Tensor) else torch.add(a, b, alpha=factor)
 
 
+def gradients_of(
+    function: Callable[[Tensor, Tensor], Tensor], at: tuple[Tensor, ...], W: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradients in ``at``, (B,) or (B, W), of a function of (B, W); and its value."""
+
+    def value(*given: Tensor) -> Tensor:
+        return function(given[0], given[1] if len(given) > 1 else W)
+
+    if torch.compiler.is_compiling():
+        gradients, R = torch.func.grad_and_value(value, argnums=tuple(range(len(at))))(*at)
+        return gradients, R
+    with ordinary_autograd():
+        leaves = [t.detach().requires_grad_() for t in at]
+        R = value(*leaves)
+        gradients = torch.autograd.grad(R, leaves, allow_unused=True, materialize_grads=True)
+    return gradients, R.detach()
+
+
 def _without_activity(W: Tensor, B: Tensor, operations: Operations) -> Signals:
     return Signals(B, W, B, DENSE, operations)
 
@@ -303,8 +321,7 @@ def _without_activity(W: Tensor, B: Tensor, operations: Operations) -> Signals:
 def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Operations) -> Tensor:
     """DP/dB of a primitive of W and B alone."""
     if not primitive.has_gradient:
-        gradient: Tensor = torch.func.grad(lambda B: primitive.penalty(_without_activity(W, B, operations)))(B)
-        return gradient
+        return gradients_of(lambda B, W: primitive.penalty(_without_activity(W, B, operations)), (B,), W)[0][0]
     given = primitive.gradient(_without_activity(W, B, operations))
     if not isinstance(given, Tensor):
         raise UntiedError(

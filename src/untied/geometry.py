@@ -20,7 +20,8 @@ known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "project", "reconstruct"]
+
+
+@contextmanager
+def ordinary_autograd() -> Iterator[None]:
+    """Autograd for a small graph of our own, unseen by whoever watches saved tensors (activation checkpointing counts them)."""
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        yield
 
 
 class Geometry:
@@ -190,9 +198,14 @@ class Convolution(Geometry):
             return self._reconstruct(y, K, size)
         # Padding is linear, so its adjoint is its vector-Jacobian product at any point.
         template = y.new_zeros(y.shape[0], K.shape[1] * self.groups, *size)
-        padded, adjoint = torch.func.vjp(self.prepare, template)[:2]
-        x: Tensor = adjoint(self._reconstruct(y, K, padded.shape[2:]))[0]
-        return x
+        if torch.compiler.is_compiling():
+            padded, adjoint = torch.func.vjp(self.prepare, template)[:2]
+            x: Tensor = adjoint(self._reconstruct(y, K, padded.shape[2:]))[0]
+            return x
+        with ordinary_autograd():
+            padded = self.prepare(template.requires_grad_())
+        r = self._reconstruct(y, K, padded.shape[2:])
+        return torch.autograd.grad(padded, template, r, create_graph=r.requires_grad)[0]
 
     def _reconstruct(self, y: Tensor, K: Tensor, size: Iterable[int]) -> Tensor:
         """The transposed convolution; rows of x that no stride reaches come back as output padding."""

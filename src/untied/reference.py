@@ -79,6 +79,8 @@ def from_reference(name: str, **flags: Any) -> Rule:
     for flag, given in flags.items():
         if flag in letters:
             primitive, factor = letters[flag]
+            if callable(given) or not isinstance(given, int | float) or isinstance(given, bool):
+                raise UntiedError(f"{flag}={given!r} is not possible: give a number")
             coefficients[primitive] = given * factor
         elif flag in _REFERENCE_FLAGS and short in _REFERENCE_LETTERS:
             ours = _REFERENCE_FLAGS[flag]

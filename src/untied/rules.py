@@ -256,8 +256,11 @@ def counted_cost(rule: Rule) -> float:
     signals = {p.signal for p in seen} - {None}  # each is a product of its own, and correlates with its own other side
     correlates = max(len(signals), bool(seen))
     projects, reconstructs = "projection" in signals, "reconstruction" in signals
-    noise = rule.operations.noise is not None and bool(seen)  # the layer's own y is of no use then
-    return 1 + (projects + reconstructs + correlates + noise) / 3 * rule.fraction / rule.every
+    do = rule.operations
+    anew = bool(seen) and (
+        do.noise is not None or do.centre_input or do.normalise_input
+    )  # y of another x than the layer's
+    return 1 + (projects + reconstructs + correlates + anew) / 3 * rule.fraction / rule.every
 
 
 def from_reference(name: str, **flags: Any) -> Rule:

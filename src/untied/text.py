@@ -57,7 +57,9 @@ class _Reader:
         """One line that marks the place: ``'amp + >>>amq<<<'``."""
         found = "the end" if token.kind == "end" else repr(token.text)
         marked = f"{self.text[: token.start]}>>>{token.text}<<<{self.text[token.start + len(token.text) :]}"
-        raise UntiedError(f"cannot read rule at {found}, column {token.start + 1}, in '{marked}': {way_out}")
+        raise UntiedError(
+            f"cannot read rule at {found}, column {token.start + 1}, in '{' '.join(marked.split())}': {way_out}"
+        )
 
     @property
     def next(self) -> _Token:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -20,6 +21,8 @@ import untied
 from untied.errors import UntiedError
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 
 def compare(arguments: list[str]) -> int:
@@ -104,29 +107,78 @@ def command(words: list[str]) -> int:
     return COMMANDS[words[0]](words[1:])
 
 
-def read_config(kind: type[Any], arguments: list[str], program: str) -> Any:
+def read_config(kind: type[T], arguments: list[str], program: str) -> T:
     """A config from the command line, over the YAML file that --config names, over the defaults.
 
     Raises:
-        UntiedError: an unknown flag or an impossible value; what tyro says of it, in one line.
+        UntiedError: an unknown flag (with the nearest known one), or an impossible value.
     """
     from untied.lab.config import read_yaml
 
-    arguments = ["--data.name" if a == "--data" else re.sub(r"^--data=", "--data.name=", a) for a in arguments]
-    defaults: dict[str, Any] = {}
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        if at + 1 == len(arguments):
-            raise UntiedError("--config needs a YAML file, such as the config.yaml of an earlier run")
-        defaults["default"] = read_yaml(kind, Path(arguments[at + 1]))
-        arguments = arguments[:at] + arguments[at + 2 :]
+    arguments = [re.sub(r"^--data(?==|$)", "--data.name", word) for word in arguments]
+    arguments, file = take_option(arguments, "--config")
+    default: dict[str, Any] = {} if file is None else {"default": read_yaml(kind, Path(file))}
+    if {"-h", "--help"} & set(arguments):
+        return tyro.cli(kind, args=arguments, prog=program, **default)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.FlagConversionOff,), **defaults)
-    except SystemExit as stopped:
-        if not stopped.code:
-            raise
-        text = re.sub(r"[│╭╮╰╯─┌┐└┘═║╔╗╚╝]|\x1b\[[0-9;]*m", " ", said.getvalue())
-        line = " ".join(text.split()).removeprefix("Unrecognized options ").removeprefix("Parsing error ")
-        raise UntiedError(f"{line or 'the command line cannot be read'} (see {program} --help)") from None
+        with contextlib.redirect_stderr(said), columns(10_000):
+            config, unknown = tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True, **default)
+    except SystemExit:
+        raise UntiedError(f"{essence(said.getvalue())} ({program} --help says more)") from None
+    if unknown:
+        flags = flags_of(kind)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UntiedError(f"unknown option {unknown[0]!r}: {hint}{program} --help lists all")
+    return config
+
+
+def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Take ``--flag VALUE`` or ``--flag=VALUE`` out of the arguments."""
+    for at, word in enumerate(arguments):
+        if word.startswith(flag + "="):
+            return arguments[:at] + arguments[at + 1 :], word.removeprefix(flag + "=")
+        if word == flag:
+            if at + 1 == len(arguments):
+                raise UntiedError(f"{flag} needs a YAML file, such as the config.yaml of an earlier run")
+            return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
+    return arguments, None
+
+
+def flags_of(kind: type[Any], prefix: str = "--") -> list[str]:
+    """Every flag that a config dataclass gives rise to."""
+    from untied.lab.config import nested_config
+
+    flags = ["--config"] if prefix == "--" else []
+    for field in dataclasses.fields(kind):
+        flag, nested = prefix + field.name.replace("_", "-"), nested_config(field)
+        flags += flags_of(nested, flag + ".") if nested is not None else [flag]
+    return flags
+
+
+@contextlib.contextmanager
+def columns(width: int) -> Iterator[None]:
+    """Let tyro write as wide as it wants, so that no word is broken."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def essence(box: str) -> str:
+    """What tyro says in a box, in one line: without frame, title, and the help that follows."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
+    inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line) for line in lines if not re.match(r"^[╭╰+]", line)]
+    text = []
+    for line in inside:
+        if re.match(r"^[─-]{3,}|^Argument helptext|^For full helptext", line):
+            break
+        text.append(line.strip())
+    line = " ".join(" ".join(text).split())
+    return re.sub(r"^Error parsing (\w*Config|data|forward|backward): ", "", line) or "the command line cannot be read"

@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 import statistics
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,13 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from untied.errors import UntiedError
 from untied.lab import plots, report
-from untied.lab.config import CompareConfig, from_mapping, parse_entry
-from untied.lab.data import load
-from untied.lab.loop import NotFinite, network, train
+from untied.lab.config import CompareConfig, from_mapping, label, parse_entry
+from untied.lab.loop import NotFinite, dataset, delay_epochs, network, train
+from untied.lab.optim import Optimizers, time_constant
 from untied.lab.record import RunFolder, file_name
 from untied.lab.timing import step_costs
 
-__all__ = ["compare"]
+__all__ = ["again", "compare"]
 
 Message = dict[str, Any]
 _messages: Any = None  # the queue to the parent, in a worker process
@@ -40,29 +40,37 @@ def compare(config: CompareConfig, console: Console | None = None) -> int:
     """Run the comparison and write its folder. Returns the exit code: 0, 1 if every run failed, 130 if interrupted.
 
     Raises:
-        UntiedError: anything that can be known before training starts: data, model, device, output folder.
+        UntiedError: anything that can be known before training starts: data, model, device, output folder. Or training
+            cannot go on; what was finished is written then.
     """
     console = console or Console()
-    config = dataclasses.replace(config, out=config.out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S"))
+    out = config.out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
+    config = dataclasses.replace(config, rules=config.entries, out=out)  # the folder says what was meant, in full
     chance, about = check(config)
-    assert config.out is not None
-    folder = RunFolder.create(config.out, config, overwrite=config.overwrite)
-    console.print(f"{config.model} on {about}; {len(config.rules)} rules, {config.seeds} seeds, {config.epochs} epochs")
+    folder = RunFolder.create(out, config, overwrite=config.overwrite)
+    runs = f"{len(config.rules)} rules, {config.seeds} seeds, {config.epochs} epochs"
+    say(console, f"{config.model} on {about}; {runs}")
     results: list[Message] = []
-    code = 0
+    costs: dict[str, float] = {}
+    stopped: KeyboardInterrupt | UntiedError | None = None
     with interruptible():
         try:
-            run_all(config, folder, results, console)
+            run_all(config, folder, results, chance, console)
             costs = measured_costs(config, console)
-        except KeyboardInterrupt:
-            console.print("interrupted: what was finished is kept")
-            code, costs = 130, {}
-    rows = table_rows(config, results, costs, chance)
-    finish(folder, config, rows, console)
-    failed = [r for r in results if r["failure"]]
-    for result in failed:
-        console.print(f"failed: {result['failure']} (seed {result['seed']})", markup=False)
-    return code or (1 if results and len(failed) == len(results) else 0)
+        except (KeyboardInterrupt, UntiedError) as why:
+            stopped = why
+    finish(folder, config, table_rows(config, results, costs, chance), console)
+    if isinstance(stopped, UntiedError):
+        raise stopped
+    if stopped is not None:
+        say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept")
+        return 130
+    return 1 if all(r["failure"] for r in results) else 0
+
+
+def say(console: Console, line: str) -> None:
+    """One line, as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def check(config: CompareConfig) -> tuple[float, str]:
@@ -72,23 +80,24 @@ def check(config: CompareConfig) -> tuple[float, str]:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UntiedError(f"device {config.device!r} cannot be used: {reason}; cpu always can") from None
-    data = load(config.data, seed=config.first_seed, device="cpu")
+    data = dataset(config.data, config.first_seed, config.device)
     if config.evaluate_on == "validation" and not data.validation.size:
         raise UntiedError(
             "evaluate_on is validation and data.validation is 0: hold some images out, or use the test split"
         )
     for entry in config.rules:
-        network(dataclasses.replace(config, device="cpu"), data, entry, config.first_seed)
+        rule, backward = parse_entry(entry, config.backward)
+        Optimizers(network(config, data, entry, config.first_seed), rule, config.forward, backward, steps=1)
     return 1 / len(data.classes), str(data)
 
 
 # Runs
 
 
-def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], console: Console) -> None:
-    """Train every rule with every seed; write metrics as they come, and append what is finished to ``results``."""
-    jobs = [(entry, seed) for seed in seeds(config) for entry in config.rules]
-    total = len(jobs) * (config.epochs + config.delay)
+def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], chance: float, console: Console) -> None:
+    """Train every rule with every seed; write metrics and results as they come, results into ``results`` too."""
+    jobs = [(entry, seed) for seed in config.all_seeds for entry in config.rules]
+    total = sum(config.epochs + delay_epochs(config, entry) for entry, _ in jobs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,10 +114,10 @@ def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], co
                 progress.advance(bar)
                 return
             results.append(message)
+            folder.write_json("results.json", table_rows(config, results, {}, chance))
             shown = message["failure"] or f"{100 * message['accuracy']:.1f} %"
             if not console.is_terminal:
-                done = f"[{len(results)}/{len(jobs)}] {message['rule']}, seed {message['seed']}: {shown}"
-                console.print(done, markup=False, highlight=False, soft_wrap=True)
+                say(console, f"[{len(results)}/{len(jobs)}] {label(message['rule'])}, seed {message['seed']}: {shown}")
 
         if config.workers == 0:
             for job in jobs:
@@ -122,8 +131,8 @@ def one_run(config: CompareConfig, entry: str, seed: int, path: str, send: Calla
     result: Message = {"kind": "done", "rule": entry, "seed": seed, "accuracy": None, "failure": None}
     try:
         model, final = train(config, entry, seed, lambda metrics: send({"kind": "epoch", "metrics": metrics}))
-        state = {name: value.cpu() for name, value in model.state_dict().items()}
-        RunFolder.open(path).write_weights(weights_name(entry, seed), state, {"rule": entry, "seed": str(seed)})
+        about = {"rule": entry, "seed": str(seed)}
+        RunFolder.open(path).write_weights(weights_name(entry, seed), model.state_dict(), about)
         result |= final
     except NotFinite as failure:
         result["failure"] = str(failure)
@@ -140,7 +149,8 @@ def run_in_processes(
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, context, start_worker, (messages, threads))
     try:
-        futures = [pool.submit(run_in_worker, config, *job, path) for job in jobs]
+        with ctrl_c_ignored():  # workers are born deaf to it, even while they import
+            futures = [pool.submit(run_in_worker, config, *job, path) for job in jobs]
         waiting = len(jobs)
         while waiting:
             try:
@@ -173,12 +183,24 @@ def raise_failure(futures: list[Future[None]]) -> None:
 def start_worker(messages: Any, threads: int) -> None:
     global _messages
     _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
 def run_in_worker(config: CompareConfig, entry: str, seed: int, path: str) -> None:
     one_run(config, entry, seed, path, _messages.put)
+
+
+@contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """Children that start meanwhile ignore Ctrl-C for good: it is for their parent, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -188,11 +210,10 @@ def interruptible() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: whoever called us handles signals
+    if threading.current_thread() is not threading.main_thread():  # whoever called us handles signals
         yield
         return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
@@ -202,12 +223,8 @@ def interruptible() -> Iterator[None]:
 # Results
 
 
-def seeds(config: CompareConfig) -> range:
-    return range(config.first_seed, config.first_seed + config.seeds)
-
-
 def weights_name(entry: str, seed: int) -> str:
-    return f"{file_name(entry)}-seed{seed}"
+    return f"{file_name(label(entry))}-seed{seed}"
 
 
 def measured_costs(config: CompareConfig, console: Console) -> dict[str, float]:
@@ -218,26 +235,29 @@ def measured_costs(config: CompareConfig, console: Console) -> dict[str, float]:
 
 
 def table_rows(config: CompareConfig, results: list[Message], costs: dict[str, float], chance: float) -> list[Message]:
-    """A row for each rule. A failed run counts at the chance level, as in the paper's Fig. 3."""
+    """A row for each rule. A run whose loss was not finite counts at the chance level."""
     rows = []
     for entry in config.rules:
-        rule, _ = parse_entry(entry, config.backward)
+        rule, backward = parse_entry(entry, config.backward)
         own = sorted((r for r in results if r["rule"] == entry), key=lambda r: r["seed"])
         accuracies = [chance if r["failure"] else r["accuracy"] for r in own]
+        failures = [f"seed {r['seed']} failed: {r['failure']}" for r in own if r["failure"]]
         rows.append(
             {
-                "rule": entry,
-                "text": str(rule),
+                "rule": label(entry),
+                "text": entry if "@" in entry else str(rule),
                 "local": rule.local,
+                "split": config.evaluate_on,
                 "accuracies": accuracies,
                 "accuracy_mean": mean(accuracies),
                 "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
                 "weight_angle": mean([r.get("weight_angle") for r in own]),
                 "gradient_angle": mean([r.get("gradient_angle") for r in own]),
                 "cost": costs.get(entry),
+                "time_constant": time_constant(rule, config.forward if rule.copies_gradient else backward),
                 "seeds": len(own),
                 "finished": len(own) == config.seeds,
-                "failure": next((r["failure"] for r in own if r["failure"]), None),
+                "failure": "; ".join(failures) or None,
             }
         )
     return rows
@@ -259,24 +279,22 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
     plots.save(plots.accuracy_curves(metrics), figures, "accuracy")
     plots.save(plots.accuracy_bars(rows), figures, "results")
     plots.save(plots.angles_over_time(metrics), figures, "angles")
-    last: dict[str, Any] = {}
+    there = set(folder.weight_names())
+    first: dict[str, Any] = {}
     for entry in config.rules:
-        names = [weights_name(entry, seed) for seed in seeds(config)]
-        weights = next((folder.weights(n) for n in names if n in folder.weight_names()), {})
-        if any(key.endswith("backward_weight") for key in weights):
-            last[entry] = weights
-    if last:
-        plots.save(plots.weight_scatter(last), figures, "scatter")
+        name = next((n for seed in config.all_seeds if (n := weights_name(entry, seed)) in there), None)
+        if name is not None:
+            first[label(entry)] = folder.weights(name)
+    plots.save(plots.weight_scatter(first), figures, "scatter")
     page = report.write_html(folder)
     console.print(report.rich_table(rows))
-    console.print(f"everything is in {folder.path}; the page is {page}", markup=False, highlight=False, soft_wrap=True)
-    sys.stdout.flush()
+    for what, path in (("folder", folder.path), ("page", page), ("table", folder.path / "table.md")):
+        say(console, f"{what:<7} {path}")
 
 
 def again(path: Path, console: Console | None = None) -> int:
-    """Write a run folder's tables, figures and page again, from what it holds."""
+    """Write a run folder's tables, figures and page again, from what it holds. Returns the exit code, 0."""
     folder = RunFolder.open(path)
     config = from_mapping(CompareConfig, folder.config(), f"config of {path}")
-    rows = folder.read_json("results.json")
-    finish(folder, config, rows, console or Console())
+    finish(folder, config, folder.read_json("results.json"), console or Console())
     return 0

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from untied.algebra import OPTIONS
+from untied.lab.config import PRESETS
 from untied.primitives import PRIMITIVES
 from untied.rules import taxonomy
 
 __all__ = ["print_rules"]
 
 HOW_TO = """\
-Write a rule as a name, a name with coefficients and options, or a sum of primitives:
-  sa    ia(amp=1, null=2, fraction=1/8)    amp + 0.5*decay + null    align(amp=1, decay=1, noise=normal)
-Options: fraction (of the batch), every (k-th step), positions (sum or mean), and the operations of
-untied.operations.Operations. untied compare takes the backward weights' optimizer behind it: aa @ Adam(lr=0.003)"""
+A rule is a name, perhaps with coefficients and options, or a sum of primitives:
+  sa
+  ia(amp=1, null=2, fraction=1/8)
+  amp + 0.5*decay + null
+  align(amp=1, decay=1, noise=normal, noise_std=0.5)
+Options: {options}.
+untied compare also takes the optimizer of the backward weights, and gives bare names settings tuned on digits:
+  aa() @ Adam(lr=0.003, schedule=cosine)
+{presets}"""
 
 
 def print_rules(console: Console | None = None) -> None:
-    """Print every primitive and every named rule with locality and counted cost."""
+    """Print every primitive and every named rule with locality and counted cost, and how to write a rule."""
     console = console or Console()
-    primitives = Table("primitive", "penalty P", "gradient in B", "local", "because", title="Primitives (Table 1)")
-    for name, primitive in PRIMITIVES.items():
-        why = "computation and plasticity are local"
-        if not primitive.local_computation:
-            why = "not local computation: B acts on x, which is not its input"
-        elif not primitive.local_plasticity:
-            why = "not local plasticity: the update reads W"
-        primitives.add_row(name, primitive.formula, primitive.gradient_formula, "yes" if primitive.local else "no", why)
+    primitives = Table(
+        "primitive", "penalty P", "gradient in B", "local computation", "plasticity",
+        title="Primitives (Table 1)", title_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for name, p in PRIMITIVES.items():
+        primitives.add_row(
+            name,
+            p.formula,
+            p.gradient_formula,
+            yes(p.local_computation),
+            "local" if p.local_plasticity else "not local",
+        )
     console.print(primitives)
     rules = Table(
-        "rule",
-        *PRIMITIVES,
-        "local",
-        "cost",
-        "what it is",
-        title="Rules (Table 2; cost in multiplications over backprop)",
-    )
+        "rule", *PRIMITIVES, "local", "cost", "",
+        title="Rules (Table 2; cost: multiplications over backpropagation's)", title_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
     for row in taxonomy():
-        has = ["✓" if p in row["primitives"] else "" for p in PRIMITIVES]  # type: ignore[operator]
-        rules.add_row(str(row["name"]), *has, "yes" if row["local"] else "no", f"{row['cost']:.2f}", str(row["about"]))
+        used = row["primitives"]
+        assert isinstance(used, list)
+        has = ["✓" if p in used else "" for p in PRIMITIVES]
+        rules.add_row(str(row["name"]), *has, yes(bool(row["local"])), f"{row['cost']:.2f}", str(row["rule"]))
     console.print(rules)
-    console.print(HOW_TO, markup=False, highlight=False)
+    presets = "\n".join(f"  {name:<4}{text}" for name, text in PRESETS.items())
+    how_to = HOW_TO.format(options=", ".join(OPTIONS), presets=presets)
+    console.print(how_to, markup=False, highlight=False)
+
+
+def yes(it_is: bool) -> str:
+    return "yes" if it_is else "no"

@@ -1,8 +1,9 @@
-"""What a training step of each rule costs, relative to the plain network's."""
+"""What a training step of each rule costs, relative to backpropagation in the plain network."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -10,59 +11,67 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from untied.lab.config import CompareConfig, parse_entry
-from untied.lab.data import load
-from untied.lab.loop import network
-from untied.lab.models import build
+import untied
+from untied.algebra import Alignment
+from untied.lab.config import CompareConfig, OptimizerConfig, parse_entry
+from untied.lab.loop import dataset, network
 from untied.lab.optim import Group, Optimizers
 from untied.lab.step import training_step
 
 __all__ = ["step_costs"]
 
+WARMING = 2  # rounds that are not counted
+
 
 def step_costs(config: CompareConfig) -> dict[str, float]:
     """By rule: the median over rounds of its step time over that of the plain, unconverted network in the same round.
 
-    Rounds are interleaved (plain, A, B, plain, A, B, ...), so that a busy machine slows all of them alike.
+    Rounds are interleaved (plain, A, B, plain, A, B, ...), so that a busy machine slows all of them alike. A rule with
+    ``every=k`` takes k steps a round, of which the mean counts.
     """
-    data = load(config.data, seed=config.first_seed, device=config.device)
+    data = dataset(config.data, config.first_seed, config.device)
     images, labels = next(iter(data.train.epoch(0)))
-    torch.manual_seed(config.first_seed)
-    plain = build(config.model, input_shape=data.input_shape, classes=len(data.classes)).to(config.device)
-    group = Group.of(list(plain.parameters()), dataclasses.replace(config.forward, lr=1e-12), 10**9)
+    plain = untied.tie_(network(config, data, "bp", config.first_seed)).train()
+    group = Group.of([{"params": list(plain.parameters())}], _still(config.forward), steps=10**9)
 
     def plain_step() -> None:
         group.optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(plain(images), labels).backward()
         group.move()
 
-    def step_of(entry: str) -> Callable[[], None]:
+    def step_of(entry: str) -> tuple[Callable[[], None], int]:
         rule, backward = parse_entry(entry, config.backward)
         model = network(config, data, entry, config.first_seed).train()
-        small = [
-            dataclasses.replace(c, lr=1e-12) for c in (config.forward, backward)
-        ]  # it shall not learn, nor diverge
-        optimizers = Optimizers(model, rule, *small, 10**9)
+        optimizers = Optimizers(model, rule, _still(config.forward), _still(backward), steps=10**9)
+        count = itertools.count()
 
         def step() -> None:
-            training_step(model, images, labels, optimizers, progress=0.0, step=0)
+            training_step(model, images, labels, optimizers, progress=0.0, step=next(count))
 
-        return step
+        return step, rule.every if isinstance(rule, Alignment) else 1
 
-    steps = {"": plain_step, **{entry: step_of(entry) for entry in config.rules}}
-    times: dict[str, list[float]] = {entry: [] for entry in steps}
-    for _ in range(config.timing_steps + 2):  # the first two are for warming up
-        for entry, step in steps.items():
+    steps = [(plain_step, 1), *(step_of(entry) for entry in config.rules)]
+    rounds = []
+    for _ in range(WARMING + config.timing_steps):
+        times = []
+        for step, times_each in steps:
             before = _now(config.device)
-            step()
-            times[entry].append(_now(config.device) - before)
+            for _ in range(times_each):
+                step()
+            times.append((_now(config.device) - before) / times_each)
+        rounds.append([t / times[0] for t in times[1:]])
     return {
-        entry: statistics.median(t / p for t, p in zip(times[entry][2:], times[""][2:], strict=True))
-        for entry in config.rules
+        entry: statistics.median(ratios)
+        for entry, ratios in zip(config.rules, zip(*rounds[WARMING:], strict=True), strict=True)
     }
+
+
+def _still(config: OptimizerConfig) -> OptimizerConfig:
+    """The same work without learning, so that no rule diverges while it is timed."""
+    return dataclasses.replace(config, lr=1e-12)
 
 
 def _now(device: str) -> float:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
