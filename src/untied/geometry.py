@@ -34,7 +34,7 @@ __all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "project", 
 
 @contextmanager
 def ordinary_autograd() -> Iterator[None]:
-    """Autograd for a small graph of our own, unseen by whoever watches saved tensors (activation checkpointing counts them)."""
+    """Autograd for a small graph of our own, which activation checkpointing must not see: it counts saved tensors."""
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         yield
 

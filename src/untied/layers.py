@@ -66,18 +66,17 @@ class Untied:
         weight: str = "weight",
         bias: str | None = "bias",
         part: slice | None = None,
-        number: int = 0,
     ) -> Tensor:
         """Send x forward through one kernel of this layer, untied.
 
         Args:
             x: the layer's input.
-            weight, bias: names of the parameters. part: their rows to use, all by default; ``number`` tells
-                parts of one kernel apart.
+            weight, bias: names of the parameters. part: their rows to use, all by default.
         """
         W = getattr(self, weight)
         b = None if bias is None else getattr(self, bias)
         B = self.backward_kernel(weight, W)
+        key = (id(B), None if part is None else part.start)
         if part is not None:
             W, B, b = W[part], B[part], None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
@@ -85,7 +84,7 @@ class Untied:
         if self.listener is not None:
             self.listener(self, x_, y, W_, B_, geometry)
         elif self.tape is not None:
-            self.tape.note(self, x_, y, W_, B_, b_, geometry, (W, B), number)
+            self.tape.note(self, x_, y, W_, B_, b_, geometry, (W, B), key)
         elif self.rule.aligns and torch.is_grad_enabled() and getattr(self, "training", False):
             self._warn_unrecorded()
         return y
@@ -97,10 +96,6 @@ class Untied:
             with torch.no_grad():
                 return self.rule.backward_weight(W, magnitude).detach()
         return getattr(self, backward_name(weight))  # type: ignore[no-any-return]
-
-    def backward_parameter(self, number: int) -> Tensor | None:
-        """The parameter that stands behind part ``number``: what two modules that share it have in common."""
-        return next((getattr(self, backward_name(w)) for w in self.own_weights()), None)
 
     def backward_parameters(self) -> list[nn.Parameter]:
         """Its backward weights; none under a transport rule."""
@@ -198,10 +193,6 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
 
     weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
-    def backward_parameter(self, number: int) -> Tensor | None:
-        names = self.own_weights()
-        return getattr(self, backward_name(names[number if len(names) > 1 else 0]), None)
-
     def forward(  # type: ignore[override]
         self,
         query: Tensor,
@@ -275,15 +266,14 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
         if not self._qkv_same_embed_dim:
             E, names = self.embed_dim, ("q_proj_weight", "k_proj_weight", "v_proj_weight")
             return tuple(
-                self._add_bias(self.connect(x, DENSE, name, None, number=i), slice(i * E, (i + 1) * E))
+                self._add_bias(self.connect(x, DENSE, name, None), slice(i * E, (i + 1) * E))
                 for i, (x, name) in enumerate(zip((q, k, v), names, strict=True))
             )
         if same:
             return self.connect(q, DENSE, "in_proj_weight", bias).chunk(3, dim=-1)
         E = self.embed_dim
         return tuple(
-            self.connect(x, DENSE, "in_proj_weight", bias, slice(i * E, (i + 1) * E), number=i + 1)
-            for i, x in enumerate((q, k, v))
+            self.connect(x, DENSE, "in_proj_weight", bias, slice(i * E, (i + 1) * E)) for i, x in enumerate((q, k, v))
         )
 
     def _add_bias(self, y: Tensor, rows: slice) -> Tensor:

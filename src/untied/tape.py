@@ -31,6 +31,9 @@ __all__ = ["Tape", "record"]
 Terms = tuple[Tensor, Tensor, Tensor | None]
 """R, its gradient in B, and in W where R moves that too."""
 
+Key = tuple[int, int | None]
+"""Which backward parameter, by id, and the first row of its part; None for the whole. Modules that share it, share it here."""
+
 Pending = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry, float]
 """A call whose noise is yet to be drawn: the input's shape (on the meta device), W, B, bias, geometry,
 scale."""
@@ -65,7 +68,7 @@ class Tape:
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
         self.called: list[Untied] = []
-        self.connections: dict[tuple[int, int], Connection] = {}
+        self.connections: dict[Key, Connection] = {}
         for name, layer in layers.items():
             rule = layer.rule
             if not isinstance(rule, Alignment) or id(rule) in self.coefficients:
@@ -88,18 +91,16 @@ class Tape:
         bias: Tensor | None,
         geometry: Geometry,
         kernels: tuple[Tensor, Tensor],
-        part: int,
+        key: Key,
     ) -> None:
         """Called by a layer: input x and output y of one call (in autocast's dtype, as are W, B and bias).
 
-        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``part``
-        numbers the slices.
+        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``key`` names them.
         """
         self.called.append(layer)
         rule = layer.rule
         if not isinstance(rule, Alignment) or not rule.aligns:
             return
-        key = (id(layer.backward_parameter(part)), part)
         connection = self.connections.setdefault(key, Connection(layer, rule, *kernels))
         if not rule.needs_data or self.resting[id(rule)]:
             return
@@ -172,7 +173,7 @@ class Tape:
             totals[name] = totals.get(name, 0.0) + sum(float(v) for v, *_ in self.terms(key, connection))
         return totals
 
-    def terms(self, key: tuple[int, int], connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def terms(self, key: Key, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(value, kernel, gradient) for B, and for W where R moves it."""
         rule, W, B = connection.rule, connection.W, connection.B
         with torch.no_grad():
@@ -184,7 +185,7 @@ class Tape:
                 )
             else:
                 c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
-                if key[1] > 0 and (key[0], 0) in self.connections:
+                if key[1] is not None and (key[0], None) in self.connections:
                     c = {}  # this part's weights are counted with the whole kernel, which was used too
                 R, dB, dW = rule.weight_terms(W.detach(), B.detach(), c)
             for x, W_, B_, bias, geometry, scale in connection.pending:

@@ -119,8 +119,10 @@ def read_config(kind: type[T], arguments: list[str], program: str) -> T:
     arguments, file = take_option(arguments, "--config")
     default: dict[str, Any] = {} if file is None else {"default": read_yaml(kind, Path(file))}
     if {"-h", "--help"} & set(arguments):
-        return tyro.cli(kind, args=arguments, prog=program, **default)
+        shown: T = tyro.cli(kind, args=arguments, prog=program, **default)
+        return shown
     said = io.StringIO()
+    config: T
     try:
         with contextlib.redirect_stderr(said), columns(10_000):
             config, unknown = tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True, **default)

@@ -154,7 +154,7 @@ _EXPONENT = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a w
 
 
 def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerConfig]:
-    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and the optimizer of its backward weights (``backward`` if it names none).
+    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and the optimizer of its backward weights (``backward`` if none is named).
 
     Raises:
         UntiedError: an unknown rule, optimizer or setting.

@@ -43,7 +43,7 @@ def print_rules(console: Console | None = None) -> None:
     console.print(primitives)
     rules = Table(
         "rule", *PRIMITIVES, "local", "cost", "",
-        title="Rules (Table 2; cost: multiplications over backpropagation's)", title_justify="left", box=box.SIMPLE_HEAD,
+        title="Rules (Table 2; cost in multiplications over backprop's)", title_justify="left", box=box.SIMPLE_HEAD,
     )  # fmt: skip
     for row in taxonomy():
         used = row["primitives"]

@@ -68,7 +68,8 @@ def train(config: CompareConfig, entry: str, seed: int, report: Report) -> tuple
     total = (delay + config.epochs) * length
     optimizers = Optimizers(model, rule, config.forward, backward, config.epochs * length, delay * length)
     torch.manual_seed(seed)  # noise, dropout
-    step, metrics = 0, {}
+    step = 0
+    metrics: dict[str, Any] = {}
     for epoch in range(1 - delay, config.epochs + 1):
         phase = Phase() if epoch > 0 else Phase(task=0.0)
         model.train()

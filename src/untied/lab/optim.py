@@ -95,7 +95,10 @@ class Optimizers:
         if rule.copies_gradient:
             assert isinstance(rule, Alignment)
             forward = dataclasses.replace(forward, weight_decay=value(rule.combination.get(decay, 0.0), 0.0))
-        parts = [{"params": [w for w in W if w.dim() > 1]}, {"params": [w for w in W if w.dim() <= 1], **_NO_DECAY}]
+        parts: list[dict[str, Any]] = [
+            {"params": [w for w in W if w.dim() > 1]},
+            {"params": [w for w in W if w.dim() <= 1], **_NO_DECAY},
+        ]
         together = [{"params": B, **_NO_DECAY}] if rule.copies_gradient else []
         self.forward = Group.of(parts + together, forward, steps)
         self.backward = Group.of([{"params": B}], backward, steps + delay) if B and not together else None
@@ -114,9 +117,9 @@ _NO_DECAY = {"weight_decay": 0.0}
 
 
 def time_constant(rule: Rule, optimizer: OptimizerConfig) -> float | None:
-    """Steps in which what B forgets falls to 1/e: (1 − momentum) / (learning rate × decay); None if it is not so simple.
+    """Steps in which what B forgets falls to 1/e: (1 − momentum) / (learning rate × decay), if it is so simple.
 
-    That holds for SGD and a rule with a decay. B follows W no faster, so it should be small against the run's steps.
+    It is for SGD and a rule with a decay; else None. B follows W no faster, so it should be small against the run.
     """
     rate = value(rule.combination.get(decay, 0.0), 0.0) * optimizer.lr if isinstance(rule, Alignment) else 0.0
     return (1 - optimizer.momentum) / rate if optimizer.name == "SGD" and rate > 0 else None

@@ -1,0 +1,155 @@
+"""One training step, the optimizers behind it, and a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import untied
+from untied.errors import UntiedError
+from untied.lab.config import CompareConfig, OptimizerConfig
+from untied.lab.data import DataConfig
+from untied.lab.loop import train
+from untied.lab.optim import Optimizers, factor, time_constant
+from untied.lab.step import NotFinite, Phase, training_step
+
+PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
+
+
+def setup(rule: str, forward: OptimizerConfig = PLAIN, backward: OptimizerConfig = PLAIN, **more: int):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    untied.untie_(model, rule)
+    images, labels = torch.randn(8, 1, 2, 2), torch.arange(8) % 3
+    optimizers = Optimizers(model, model[1].rule, forward, backward, **({"steps": 10} | more))
+
+    def step(phase: Phase = Phase(), number: int = 0):
+        return training_step(model, images, labels, optimizers, phase, progress=0.0, step=number)
+
+    return model, optimizers, step, images
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp", "sa", "aa", "ia", "usf"])
+def test_a_step_moves_w_and_what_the_rule_says(rule: str) -> None:
+    model, _, step, _ = setup(rule)
+    before = snapshot(model)
+    done = step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {"1.weight", "4.weight", "1.bias"} <= moved or {"1.weight", "4.weight"} <= moved
+    assert ("1.backward_weight" in moved) == (rule in ("kp", "sa", "aa", "ia"))
+    assert done.task.shape == done.penalty.shape == () and done.logits.shape == (8, 3)
+
+
+def test_without_a_task_only_the_backward_weights_move() -> None:
+    forward = OptimizerConfig(lr=0.1, weight_decay=0.1)
+    model, optimizers, step, _ = setup("sa", forward, delay=3)
+    before = snapshot(model)
+    for number in range(3):
+        step(Phase(task=0.0), number)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == ("backward" not in name), name
+    assert optimizers.forward.schedule.last_epoch == 0  # the task's schedule has not begun
+
+
+def test_weight_decay_reaches_forward_kernels_alone() -> None:
+    model, optimizers, _, _ = setup("sa", dataclasses.replace(PLAIN, weight_decay=0.5))
+    decays = {id(p): g["weight_decay"] for o in optimizers.groups for g in o.optimizer.param_groups for p in g["params"]}
+    by_name = {name: decays[id(p)] for name, p in model.named_parameters()}
+    assert {name for name, decay in by_name.items() if decay} == {"1.weight", "4.weight"}
+
+
+def test_kolen_pollack_closes_the_gap_at_the_rate_of_its_decay() -> None:
+    forward = OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.9, clip=1e-3)  # its weight decay gives way to kp's
+    model, _, step, _ = setup("kp(decay=0.5)", dataclasses.replace(forward, clip=None))
+    gap = model[4].weight.detach() - model[4].backward_weight.detach()
+    for number in range(3):
+        step(number=number)
+    after = model[4].weight.detach() - model[4].backward_weight.detach()
+    torch.testing.assert_close(after, gap * (1 - 0.1 * 0.5) ** 3)
+
+
+def test_frozen_backward_weights_have_no_optimizer() -> None:
+    assert setup("fa")[1].backward is None
+    assert setup("bp")[1].backward is None
+
+
+def test_clipping_bounds_the_step() -> None:
+    model, _, step, _ = setup("bp", dataclasses.replace(PLAIN, clip=1e-3))
+    before = snapshot(model)
+    step()
+    moved = math.sqrt(sum(float((p - before[name]).square().sum()) for name, p in model.named_parameters()))
+    assert moved == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_schedules() -> None:
+    cosine = OptimizerConfig(schedule="cosine", warmup=0.1)
+    assert [factor(cosine, at) for at in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.0])
+    stepped = OptimizerConfig(schedule="step")
+    assert [factor(stepped, at) for at in (0.3, 0.5, 0.7, 0.95)] == pytest.approx([1, 0.1, 0.01, 0.001])
+    assert factor(OptimizerConfig(), 0.7) == 1.0
+
+
+def test_time_constant_is_the_one_that_b_shows() -> None:
+    rule = untied.rules.parse("sa(self=2, decay=2)")
+    assert time_constant(rule, OptimizerConfig(lr=0.1, momentum=0.9)) == pytest.approx(0.5)
+    assert time_constant(rule, OptimizerConfig("Adam")) is None
+    assert time_constant(untied.rules.parse("bp"), OptimizerConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda model, images: model[4].weight.data.fill_(math.nan), "layer 4: its weight"),
+        (lambda model, images: model[4].backward_weight.data.fill_(math.inf), "layer 4: its backward_weight"),
+        (lambda model, images: images.fill_(math.nan), "images"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_nothing_moves(break_it, said: str) -> None:
+    model, _, step, images = setup("sa")
+    break_it(model, images)
+    before = snapshot(model)
+    with pytest.raises(NotFinite, match=f"step 7.*{said}"):
+        step(number=7)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_diverging_run_names_its_rule() -> None:
+    config = CompareConfig(
+        rules=("wm @ SGD(lr=1e6)",), model="mlp-8", epochs=1, data=DataConfig("synthetic", synthetic_shape=(1, 4, 4))
+    )
+    with pytest.raises(NotFinite, match=r"rule wm @ SGD\(lr=1e6\).* at step \d+ \(first in layer fc"):
+        train(config, config.entries[0], 0, lambda metrics: None)
+
+
+def test_the_same_seed_gives_the_same_run_whatever_was_aligned_before() -> None:
+    data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_count=200)
+    config = CompareConfig(rules=("sa",), model="mlp-8", epochs=2, data=data)
+    lines: list[dict] = []
+    first, result = train(config, "sa", 1, lines.append)
+    again, same = train(config, "sa", 1, lambda metrics: None)
+    assert result == same
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert [line["epoch"] for line in lines] == [1, 2]
+    delayed: list[dict] = []
+    train(dataclasses.replace(config, delay=2), "sa", 1, delayed.append)
+    assert [line["epoch"] for line in delayed] == [-1, 0, 1, 2]
+    assert delayed[1]["weight_angle"]["fc1"] < 1  # aligned before the task began
+    untouched: list[dict] = []
+    train(dataclasses.replace(config, delay=2), "bp", 1, untouched.append)
+    assert [line["epoch"] for line in untouched] == [1, 2]  # there is nothing to align
+
+
+def test_an_optimizer_that_cannot_move_these_weights_says_so() -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon, which moves matrices alone")
+    with pytest.raises(UntiedError, match="optimizer Muon refuses"):
+        setup("bp", OptimizerConfig("Muon"))

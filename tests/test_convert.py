@@ -1,0 +1,423 @@
+"""Conversion: what it changes, what it leaves, how it is undone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    LayerCase,
+    RuleCase,
+    assert_same,
+    build,
+    by_layer,
+    by_rule,
+    gradients,
+    small_batch,
+    small_net,
+    step,
+)
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import untied
+from untied import UntiedError
+from untied.convert import like_weight
+from untied.layers import LAYERS as KNOWN
+from untied.layers import Untied, untied_layers
+from untied.rules import SymmetricAlignment, parse
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer
+
+
+# What conversion does
+
+
+@by_layer
+@pytest.mark.parametrize("rule", ["bp", "frsf", "fa", "sa"])
+def test_conversion_and_back(case: LayerCase, rule: str) -> None:
+    layer, x = build(case)
+    plain, y, before = type(layer), layer(x, **case.call), copy.deepcopy(layer.state_dict())
+    own = dict(layer.__dict__)
+    report = untied.untie_(layer, rule)
+    assert report.converted == {"": f"{plain.__name__}, rule {rule}"} and report.left == {}
+    assert isinstance(layer, plain) and isinstance(layer, Untied) and isinstance(layer, KNOWN[plain])
+    assert torch.equal(layer.eval()(x, **case.call), y)
+    extra = {"frsf": ["backward_magnitude"], "bp": []}.get(rule, ["backward_weight"])
+    assert set(layer.state_dict()) == {*before, *extra}
+    for name in extra:
+        assert layer.state_dict()[name].shape == layer.weight.shape
+    untied.tie_(layer.train())
+    assert type(layer) is plain
+    assert list(layer.state_dict()) == list(before)
+    assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), before.values(), strict=True))
+    assert layer.__dict__.keys() == own.keys()
+    assert torch.equal(layer(x, **case.call), y)
+
+
+@by_rule
+def test_parameters_stay_the_same_objects(rule: RuleCase) -> None:
+    """Optimizers made before conversion, hooks and shared references stay valid."""
+    model = small_net()
+    before = dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    calls: list[int] = []
+    model.conv.register_forward_hook(lambda *_: calls.append(1))
+    untied.untie_(model, rule.text)
+    assert all(model.get_parameter(n) is p for n, p in before.items())
+    assert all(model.get_submodule(n) is m for n, m in modules.items())
+    step(model, *small_batch())
+    assert calls == [1]
+
+
+@by_rule
+def test_a_models_state_comes_back_after_training(rule: RuleCase) -> None:
+    model, plain = small_net(rule.text), small_net()
+    step(model, *small_batch())
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    trained = {k: v.clone() for k, v in model.state_dict().items() if "backward" not in k}
+    assert untied.tie_(model) is model
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[name])
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(small_batch()[0]), model(small_batch()[0]))
+    assert "rule" not in repr(model)
+
+
+def test_tying_a_plain_model_leaves_it_alone() -> None:
+    model = small_net()
+    before = model.state_dict()
+    assert untied.tie_(model) is model and list(model.state_dict()) == list(before)
+
+
+def test_untying_again_with_another_rule() -> None:
+    model = small_net("sa")
+    untied.tie_(model)
+    untied.untie_(model, "bp")
+    assert {str(layer.rule) for layer in untied_layers(model).values()} == {"bp"}
+
+
+def test_the_backward_weight_stands_beside_the_weight() -> None:
+    model = small_net("sa")
+    keys = list(model.state_dict())
+    for name in ("conv", "grouped", "hidden", "out"):
+        assert f"{name}.backward_weight" in keys
+        assert model.get_parameter(f"{name}.backward_weight").shape == model.get_parameter(f"{name}.weight").shape
+    assert "norm.backward_weight" not in keys
+    assert "rule=sa" in repr(model.conv) and "in_features=4" in repr(model.hidden)
+
+
+@by_rule
+def test_what_is_a_parameter_and_what_learns(rule: RuleCase) -> None:
+    r, model = parse(rule.text), small_net(rule.text)
+    forward, backward = untied.parameter_groups(model)
+    plain = list(small_net().parameters())
+    assert len(forward) == len(plain)
+    assert isinstance(forward, list) and isinstance(backward, list)
+    if isinstance(r, untied.rules.Transport):
+        assert backward == []
+    else:
+        assert {id(B) for B in backward} == {id(m.backward_weight) for m in untied_layers(model).values()}  # type: ignore[attr-defined]
+        assert all(B.requires_grad == (r.aligns or r.copies_gradient) for B in backward)
+        assert all(B.is_leaf for B in backward)
+    assert {id(p) for p in forward + backward} == {id(p) for p in model.parameters()}
+
+
+def test_parameter_groups_of_a_plain_model() -> None:
+    forward, backward = untied.parameter_groups(small_net())
+    assert len(forward) == 10 and backward == []
+
+
+# The initial B
+
+
+def test_B_starts_with_Ws_own_spread() -> None:
+    """n = 90,000: relative standard error of a standard deviation 1/√(2n) = 0.24 %."""
+    torch.manual_seed(0)
+    for std in (0.01, 1.0):
+        layer = nn.Linear(300, 300)
+        nn.init.normal_(layer.weight, std=std)
+        untied.untie_(layer, "fa")
+        B, W = layer.backward_weight, layer.weight
+        assert abs(B.std() / W.std() - 1) < 0.015
+        assert abs(B.mean()) < 0.02 * std
+        assert abs(torch.corrcoef(torch.stack([B.flatten(), W.flatten()]))[0, 1]) < 0.02
+
+
+def test_a_constant_W_does_not_make_a_constant_B() -> None:
+    for constant in (0.0, 0.5):
+        W = torch.full((200, 100, 3), constant)
+        B = like_weight(W)
+        assert abs(B.std() * math.sqrt(3 * 300) - 1) < 0.02
+
+
+def test_like_weight_keeps_dtype_device_and_format() -> None:
+    W = torch.randn(4, 3, 2, 2, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    B = like_weight(W)
+    assert (B.dtype, B.device) == (W.dtype, W.device) and B.is_contiguous(memory_format=torch.channels_last)
+    assert not B.requires_grad
+    for shape in ((0, 4), (4, 0), (1, 1)):
+        assert like_weight(torch.zeros(shape)).shape == shape
+
+
+def test_init_copy_starts_at_W_with_its_own_memory() -> None:
+    layer = nn.Conv1d(2, 3, 3)
+    untied.untie_(layer, "sa", init="copy")
+    assert torch.equal(layer.backward_weight, layer.weight)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert not torch.equal(layer.backward_weight, layer.weight)
+
+
+def test_init_from_a_generator_is_repeatable_and_leaves_the_global_one_alone() -> None:
+    results = []
+    for seed in (7, 7, 8):
+        model = small_net()
+        before = torch.get_rng_state()
+        untied.untie_(model, "fa", init=torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(model.hidden.backward_weight.detach())
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_init_by_a_function() -> None:
+    model = small_net()
+    untied.untie_(model, "fa", init=lambda W: -2 * W)
+    assert torch.equal(model.conv.backward_weight, -2 * model.conv.weight)
+    float_model = small_net()
+    untied.untie_(float_model, "fa", init=lambda W: torch.ones(W.shape, dtype=torch.float16))
+    assert float_model.conv.backward_weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("init", "parts"),
+    [
+        ("ones", ["init='ones'", "'like', 'copy'"]),
+        (3, ["init=3", "Generator"]),
+        (None, ["init=None"]),
+        (lambda W: W[:1], ["(4, 2, 3, 3)"]),
+        (lambda W: W.T if W.dim() == 2 else W.flatten(), ["shape"]),
+        (lambda W: 0.0, ["float"]),
+    ],
+)
+def test_impossible_inits_change_nothing(init: Any, parts: list[str]) -> None:
+    model = small_net()
+    with pytest.raises(UntiedError) as error:
+        untied.untie_(model, "fa", init=init)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+    assert list(model.state_dict()) == list(small_net().state_dict())
+    assert not untied_layers(model)
+
+
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("filter", "names"),
+    [
+        (None, {"conv", "grouped", "hidden", "out"}),
+        ("*", {"conv", "grouped", "hidden", "out"}),
+        ("conv", {"conv"}),
+        ("*o*", {"conv", "grouped", "out"}),
+        ("[ch]*", {"conv", "hidden"}),
+        (nn.Linear, {"hidden", "out"}),
+        ((nn.Linear, nn.Conv2d), {"conv", "grouped", "hidden", "out"}),
+        (lambda name, module: getattr(module, "groups", 1) == 2, {"grouped"}),
+        (lambda name, module: name != "out", {"conv", "grouped", "hidden"}),
+    ],
+)
+def test_filters(filter: Any, names: set[str]) -> None:
+    model = small_net()
+    report = untied.untie_(model, "sa", filter=filter)
+    assert set(report.converted) == names == set(untied_layers(model))
+    assert set(report.left) == {"conv", "norm", "grouped", "hidden", "out"} - names
+    step(model, *small_batch())
+
+
+def test_a_name_pattern_reaches_into_the_tree() -> None:
+    model = nn.Sequential(OrderedDict(body=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), head=nn.Linear(2, 2)))
+    assert set(untied.untie_(model, "sa", filter="body.*").converted) == {"body.0", "body.1"}
+
+
+@pytest.mark.parametrize("filter", [3, "nothing*", nn.Conv3d, lambda n, m: False, [nn.Linear]], ids=str)
+def test_a_filter_that_matches_nothing_is_an_error(filter: Any) -> None:
+    model = small_net()
+    with pytest.raises(UntiedError) as error:
+        untied.untie_(model, "sa", filter=filter)
+    assert "\n" not in str(error.value) and "filter=" in str(error.value)
+    if filter == "nothing*":
+        assert "conv (Conv2d" in str(error.value) and "ConvTranspose2d, Linear" in str(error.value)
+
+
+def test_a_model_without_kernels_is_an_error() -> None:
+    with pytest.raises(UntiedError, match="nothing to untie with no filter: the model has 0 .BatchNorm2d"):
+        untied.untie_(nn.Sequential(nn.BatchNorm2d(3)), "sa")
+    with pytest.raises(UntiedError, match="no module with parameters"):
+        untied.untie_(nn.ReLU(), "sa")
+
+
+def test_different_layers_may_have_different_rules() -> None:
+    x, labels = small_batch()
+    model = small_net()
+    untied.untie_(model, "sa", filter="conv")
+    second = untied.untie_(model, "aa", filter=nn.Linear)
+    third = untied.untie_(model, "usf")
+    assert set(second.converted) == {"hidden", "out"} and set(third.converted) == {"grouped"}
+    assert third.left["conv"] == "untied already, rule sa"
+    assert {n: str(m.rule) for n, m in untied_layers(model).items()} == {
+        "conv": "sa", "grouped": "usf", "hidden": "aa", "out": "aa",
+    }  # fmt: skip
+    step(model, x, labels)
+    assert model.conv.backward_weight.grad is not None and not hasattr(model.grouped, "backward_weight")
+    torch.testing.assert_close(model.conv.backward_weight.grad, (model.conv.backward_weight - model.conv.weight).detach())
+
+
+def test_untying_everything_twice_is_an_error_that_says_so() -> None:
+    model = small_net("sa")
+    with pytest.raises(UntiedError, match="untied already, rule sa"):
+        untied.untie_(model, "aa")
+
+
+# The report
+
+
+def test_the_report_says_what_was_done_and_what_was_not() -> None:
+    model = nn.Sequential(
+        OrderedDict(embed=nn.Embedding(5, 4), a=nn.Linear(4, 4), norm=nn.LayerNorm(4), b=nn.Linear(4, 4), act=nn.ReLU())
+    )
+    report = untied.untie_(model, 0.5 * untied.primitives.amp + untied.primitives.decay, filter="[aen]*")
+    assert report.converted == {"a": "Linear, rule 0.5*amp + decay"}
+    assert set(report.left) == {"embed", "norm", "b"}
+    text = str(report)
+    assert text.startswith("converted 1 layers\n  a: Linear, rule 0.5*amp + decay\nleft alone")
+    assert "LayerNorm has no kernel to untie: norm" in text and "Embedding: its input is an index" in text
+    assert "Linear, not in filter='[aen]*': b" in text
+    assert "(the model)" in str(untied.untie_(nn.Linear(2, 2), "sa"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [("sa", str), (SymmetricAlignment(), str), (untied.primitives.amp, str), (untied.primitives.amp * 2, str)],
+    ids=str,
+)
+def test_every_form_of_a_rule_is_taken(rule: Any, kind: type) -> None:
+    assert isinstance(untied.untie_(small_net(), rule), untied.Report)
+
+
+def test_a_wrong_rule_changes_nothing() -> None:
+    model = small_net()
+    for wrong in ("amq", None, SymmetricAlignment):
+        with pytest.raises(UntiedError):
+            untied.untie_(model, wrong)  # type: ignore[arg-type]
+    assert not untied_layers(model)
+
+
+# What cannot be untied
+
+
+class Odd(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: nn.RNN(3, 3), ["1 is RNN", "fused", "filter="]),
+        (lambda: nn.LSTM(3, 3), ["1 is LSTM", "fused", "nn.Linear"]),
+        (lambda: nn.GRU(3, 3), ["1 is GRU", "fused"]),
+        (lambda: nn.RNNCell(3, 3), ["1 is RNNCell"]),
+        (lambda: nn.LSTMCell(3, 3), ["1 is LSTMCell"]),
+        (lambda: nn.GRUCell(3, 3), ["1 is GRUCell"]),
+        (lambda: nn.Bilinear(3, 3, 3), ["1 is Bilinear", "not linear in one input"]),
+        (lambda: nn.LazyLinear(3), ["LazyLinear", "forward pass before"]),
+        (lambda: nn.LazyConv2d(3, 3), ["LazyConv2d", "forward pass before"]),
+        (lambda: Odd(3, 3), ["1 is Odd", "subclass of Linear", "register_layer(Odd)"]),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), ["ParametrizedLinear", "Linear"]),
+    ],
+)
+def test_what_cannot_be_untied_is_an_error_that_changes_nothing(make: Any, parts: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), make())
+    with pytest.raises(UntiedError) as error:
+        untied.untie_(model, "sa")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert type(model[0]) is nn.Linear and not untied_layers(model)
+    report = untied.untie_(model, "sa", filter="0")  # the way out that the message gives
+    assert "1" in report.left or isinstance(model[1], nn.modules.lazy.LazyModuleMixin) or "Parametrized" in parts[0]
+
+
+def test_a_lazy_layer_works_after_its_first_pass() -> None:
+    model = nn.Sequential(nn.LazyConv2d(3, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.ones(1, 1, 4, 4))
+    assert set(untied.untie_(model, "sa").converted) == {"0", "2"}
+
+
+# Copies and states
+
+
+@by_rule
+def test_a_deepcopy_goes_its_own_way(rule: RuleCase) -> None:
+    model = small_net(rule.text)
+    twin = copy.deepcopy(model)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
+    assert {n: m.rule for n, m in untied_layers(twin).items()} == {n: m.rule for n, m in untied_layers(model).items()}
+    step(model, *small_batch())
+    step(twin, *small_batch())
+    assert_same(gradients(model), gradients(twin))
+    assert list(untied.tie_(twin).state_dict()) == list(small_net().state_dict())
+    assert untied_layers(model)
+
+
+@by_rule
+def test_a_state_dict_round_trip(rule: RuleCase) -> None:
+    model = small_net(rule.text)
+    torch.manual_seed(99)
+    other = type(model)().double()
+    untied.untie_(other, rule.text)
+    assert list(other.state_dict()) == list(model.state_dict())
+    other.load_state_dict(model.state_dict())
+    step(model, *small_batch())
+    step(other, *small_batch())
+    assert_same(gradients(model), gradients(other))
+
+
+def test_a_plain_state_dict_loads_with_the_backward_weights_missing() -> None:
+    model = small_net("sa")
+    result = model.load_state_dict(small_net().state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert result.missing_keys == [f"{n}.backward_weight" for n in ("conv", "grouped", "hidden", "out")]
+
+
+@by_rule
+def test_an_averaged_model(rule: RuleCase) -> None:
+    """EMA copies the model, B included, and averages both."""
+    model = small_net(rule.text)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    average.update_parameters(model)
+    first = {n: p.detach().clone() for n, p in model.named_parameters()}
+    step(model, *small_batch())
+    optimizer.step()
+    average.update_parameters(model)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(average.module.get_parameter(name), (first[name] + p.detach()) / 2)
+    average.eval()(small_batch()[0])
+    step(average, *small_batch())
+
+
+def test_it_moves_with_the_model() -> None:
+    model = small_net("frsf").float()
+    assert model.conv.backward_magnitude.dtype == torch.float32
+    meta = copy.deepcopy(small_net("sa")).to("meta")
+    assert meta.conv.backward_weight.device.type == "meta"
