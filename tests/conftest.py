@@ -11,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+torch.set_num_threads(1)  # tensors in tests are small: more threads only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -254,7 +254,7 @@ def test_a_filter_that_matches_nothing_is_an_error(filter: Any) -> None:
         untied.untie_(model, "sa", filter=filter)
     assert "\n" not in str(error.value) and "filter=" in str(error.value)
     if filter == "nothing*":
-        assert "conv (Conv2d" in str(error.value) and "ConvTranspose2d, Linear" in str(error.value)
+        assert "conv (Conv2d" in str(error.value) and "ConvTranspose3d, Linear" in str(error.value)
 
 
 def test_a_model_without_kernels_is_an_error() -> None:

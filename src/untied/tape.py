@@ -32,7 +32,7 @@ Terms = tuple[Tensor, Tensor, Tensor | None]
 """R, its gradient in B, and in W where R moves that too."""
 
 Key = tuple[int, int | None]
-"""Which backward parameter, by id, and the first row of its part; None for the whole. Modules that share it, share it here."""
+"""Which backward parameter, by id, and the first row of its part; None for the whole."""
 
 Pending = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry, float]
 """A call whose noise is yet to be drawn: the input's shape (on the meta device), W, B, bias, geometry,

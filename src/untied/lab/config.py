@@ -69,7 +69,8 @@ class OptimizerConfig:
 PRESETS = {
     "kp": "kp(decay=0.01)",
     "wm": "wm(positions=mean)",
-    "ia": "ia(decay=0.01, positions=mean) @ Adam(lr=0.003)",
+    "ia": "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.01)",
+    "sa": "sa @ SGD(lr=0.5, momentum=0)",
     "aa": "aa @ Adam(lr=0.01)",
 }
 """What a bare short name means in `CompareConfig.rules`: coefficients and the optimizer of the backward weights, tuned
@@ -154,7 +155,7 @@ _EXPONENT = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a w
 
 
 def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerConfig]:
-    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and the optimizer of its backward weights (``backward`` if none is named).
+    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and the optimizer of its backward weights (``backward`` if there is none).
 
     Raises:
         UntiedError: an unknown rule, optimizer or setting.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 import inspect
 import math
@@ -117,9 +118,18 @@ _NO_DECAY = {"weight_decay": 0.0}
 
 
 def time_constant(rule: Rule, optimizer: OptimizerConfig) -> float | None:
-    """Steps in which what B forgets falls to 1/e: (1 − momentum) / (learning rate × decay), if it is so simple.
+    """Steps in which a difference between B and what it follows falls to 1/e, where that is simple: SGD, a rule of
+    weights alone; None elsewhere.
 
-    It is for SGD and a rule with a decay; else None. B follows W no faster, so it should be small against the run.
+    With a = learning rate × decay and momentum m, differences go with the roots of z² − (1 + m − a) z + m: for small
+    a, (1 − m) / a steps. It should be small against the run.
     """
-    rate = value(rule.combination.get(decay, 0.0), 0.0) * optimizer.lr if isinstance(rule, Alignment) else 0.0
-    return (1 - optimizer.momentum) / rate if optimizer.name == "SGD" and rate > 0 else None
+    if not isinstance(rule, Alignment) or rule.needs_data or optimizer.name != "SGD":
+        return None
+    a = optimizer.lr * value(rule.combination.get(decay, 0.0), 0.0)
+    half = (1 + optimizer.momentum - a) / 2
+    root = cmath.sqrt(half**2 - optimizer.momentum)
+    slowest = max(abs(half + root), abs(half - root))
+    if a == 0 or slowest >= 1:
+        return None
+    return -1 / math.log(slowest) if slowest > 0 else 0.0

@@ -1,0 +1,148 @@
+"""The command line: what a user types, and the one line that a mistake gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import untied
+from untied.lab import cli
+from untied.lab.cli import main
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["comprae"], ["unknown command 'comprae'", "'compare'"]),
+        (["compare", "--epoch", "3"], ["unknown option '--epoch'", "--epochs"]),
+        (["compare", "--data.nam", "digits"], ["unknown option '--data.nam'", "--data.name"]),
+        (["compare", "--epochs", "x"], ["--epochs", "'x'"]),
+        (["compare", "--epochs", "0"], ["epochs is 0", "at least 1"]),
+        (["compare", "--seeds"], ["--seeds"]),
+        (["compare", "extra"], ["unknown option 'extra'"]),
+        (["compare", "--data", "mnits"], ["mnits", "mnist"]),
+        (["compare", "--data.batch-size", "-4"], ["batch_size is -4"]),
+        (["compare", "--data", "mnist", "--data.root", "nowhere"], ["no train-images-idx3-ubyte", "nowhere"]),
+        (["compare", "--rules", "sa", "xx"], ["'xx'", "possible are", "amp"]),
+        (["compare", "--rules", "ia(amq=1)"], [">>>amq<<<", "amp"]),
+        (["compare", "--rules"], ["no rules"]),
+        (["compare", "--rules", "sa", "sa"], ["'sa' is given twice"]),
+        (["compare", "--rules", "sa @ Adan(lr=1)"], ["unknown optimizer 'Adan'", "'Adam'"]),
+        (["compare", "--rules", "sa @ Adam(rl=1)"], ["unknown key rl", "lr"]),
+        (["compare", "--rules", "sa @ Adam(lr)"], ["'lr'", "key=value"]),
+        (["compare", "--rules", "sa @ @"], ["'sa @ @'"]),
+        (["compare", "--rules", "bp @ Adam"], ["leave out @"]),
+        (["compare", "--model", "resnt18"], ["unknown model 'resnt18'", "resnet18"]),
+        (["compare", "--forward.name", "Nope"], ["unknown optimizer 'Nope'", "SGD"]),
+        (["compare", "--forward.lr", "-1"], ["lr is -1.0", "above 0"]),
+        (["compare", "--device", "nowhere"], ["device 'nowhere'"]),
+        (["compare", "--evaluate-on", "validation", "--data.validation", "0"], ["hold some images out"]),
+        (["compare", "--config"], ["--config needs"]),
+        (["compare", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["rules", "--loud"], ["unknown option '--loud'"]),
+        (["report", "nowhere"], ["nowhere is not a run folder"]),
+        (["report"], ["run"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("untied: ") and err.count("\n") == 1
+    assert not any(mark in err for mark in "│╭╰\x1b")
+    for text in expected:
+        assert text in err
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_an_output_folder_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("")
+    for out, words in (("mine", "not empty"), ("file/below", "cannot write")):
+        code, _, err = said(capsys, "compare", "--model", "mlp-8", "--out", str(tmp_path / out))
+        assert code == 2 and words in err and err.count("\n") == 1
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_config_keys_are_checked(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    for text, expected in (
+        ("epoks: 3", "unknown key epoks: did you mean 'epochs'?"),
+        ("forward: {lrr: 3}", "unknown key forward.lrr: did you mean 'lr'?"),
+        ("epochs: many", "epochs is 'many'"),
+        ("forward: 3", "forward is 3"),
+        ("data: {batch_size: -1}", "batch_size is -1"),
+        ("[1, 2]", "keys and values"),
+        ("a: [", "cannot read config"),
+    ):
+        file.write_text(text)
+        code, _, err = said(capsys, "compare", "--config", str(file))
+        assert code == 2 and expected in err and err.count("\n") == 1
+
+
+def test_the_command_line_goes_over_the_file(tmp_path, monkeypatch) -> None:
+    from untied.lab.config import CompareConfig
+
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 7\nrules: [sa]\nforward: {lr: 0.5}\n")
+    words = ["--config", str(file), "--data", "synthetic", "--forward.momentum", "0.5", "--rules", "aa", "bp"]
+    config = cli.read_config(CompareConfig, words, "untied compare")
+    assert (config.epochs, config.rules, config.data.name) == (7, ("aa", "bp"), "synthetic")
+    assert (config.forward.lr, config.forward.momentum) == (0.5, 0.5)
+
+
+def test_version_help_and_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == (0, f"untied {untied.__version__}\n", "")
+    assert said(capsys, "--help")[0] == 0 and said(capsys)[0] == 2
+    code, out, _ = said(capsys, "rules")
+    assert code == 0
+    for text in (*untied.rules.NAMED, *untied.primitives.PRIMITIVES, "½‖B‖²", "1.67", "fraction", "@ Adam", "noise"):
+        assert text in out
+
+
+def test_rules_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = said(capsys, "rules")
+    assert "InformationAlignment" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    from untied.lab.config import CompareConfig
+
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in cli.flags_of(CompareConfig) if flag != "--config")
+
+
+def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    def surprised(words: list[str]) -> int:
+        raise RuntimeError("a bug\nof ours")
+
+    monkeypatch.setitem(cli.COMMANDS, "rules", interrupted)
+    assert said(capsys, "rules")[::2] == (130, "untied: interrupted\n")
+    monkeypatch.setitem(cli.COMMANDS, "rules", surprised)
+    code, _, err = said(capsys, "rules")
+    assert code == 3 and "RuntimeError" in err and "--debug" in err and err.count("\n") == 1
+    assert "Traceback" in said(capsys, "--debug", "rules")[2]
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "untied", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"untied {untied.__version__}\n"
