@@ -1,6 +1,6 @@
 """Put the table and the picture of an `untied compare` run into the README.
 
-    untied compare --out runs/readme && python benchmarks/readme_table.py runs/readme
+untied compare --out runs/readme && python benchmarks/readme_table.py runs/readme
 """
 
 from __future__ import annotations

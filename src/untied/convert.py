@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
-from .algebra import Alignment, Rule, Transport
+from .algebra import Rule, Transport
 from .errors import UntiedError
 from .layers import LAYERS, Untied, backward_name, magnitude_name, untied_layers
 from .primitives import Combination, Primitive
@@ -123,7 +124,7 @@ def untie_(
         else:
             left[name] = _why_left(name, module)
     if not chosen:
-        possible = sorted({t.__name__ for t in LAYERS})
+        possible = sorted(t.__name__ for t in LAYERS if t is not NonDynamicallyQuantizableLinear)
         present = (
             ", ".join(f"{n or '(the model)'} ({why})" for n, why in list(left.items())[:5])
             or "no module with parameters"
@@ -133,36 +134,60 @@ def untie_(
         )
     for name, module in chosen.items():
         _check_initialised(name, module)
-    shared: dict[tuple[int, ...], nn.Parameter] = {
-        (id(getattr(layer, w)),): getattr(layer, backward_name(w))
-        for layer in untied_layers(model).values()
-        for w in layer.own_weights()
-        if hasattr(layer, backward_name(w))
-    }
+    # Everything that can fail comes first: an error leaves the model as it was.
+    kernels = _kernels_by_id(model)
+    for name, module in chosen.items():
+        for weight in _own_weights(module):
+            W = getattr(module, weight)
+            if id(W) not in kernels:  # one weight in two modules has one backward weight in both
+                kernels[id(W)] = (rule, _backward(W, rule, init))
+            elif kernels[id(W)][0] != rule:
+                raise UntiedError(
+                    f"{name} shares its weight with a layer under rule {kernels[id(W)][0]}: give both the same rule"
+                )
     converted: dict[str, str] = {}
     for name, module in chosen.items():
         converted[name] = f"{type(module).__name__}, rule {rule}"
-        _untie_layer(module, rule, init, shared)
+        _exchange(module, rule, kernels)
     return Report(converted, left)
 
 
-def _untie_layer(module: nn.Module, rule: Rule, init: Init, shared: dict[tuple[int, ...], nn.Parameter]) -> None:
-    plain = type(module)
+Kernels = dict[int, tuple[Rule, Tensor | None]]
+"""By the id of each weight: its rule, and its backward weight, or the magnitude that a transport rule remembers."""
+
+
+def _kernels_by_id(model: nn.Module) -> Kernels:
+    """What the model's layers have already."""
+    found: Kernels = {}
+    for layer in untied_layers(model).values():
+        for weight in layer.own_weights():
+            name = magnitude_name(weight) if isinstance(layer.rule, Transport) else backward_name(weight)
+            found[id(getattr(layer, weight))] = (layer.rule, getattr(layer, name, None))
+    return found
+
+
+def _own_weights(module: nn.Module) -> list[str]:
+    return [w for w in LAYERS[type(module)].weights if getattr(module, w, None) is not None]
+
+
+def _backward(W: Tensor, rule: Rule, init: Init) -> Tensor | None:
+    if isinstance(rule, Transport):
+        return rule.magnitude(W)
+    return nn.Parameter(_initial(W, init), requires_grad=rule.aligns or rule.copies_gradient)
+
+
+def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
+    """Give a plain module its untied class, its rule, and its backward weights."""
+    weights, plain = _own_weights(module), type(module)
     module.__class__ = LAYERS[plain]
     layer: Untied = module  # type: ignore[assignment]
     layer.plain_class, layer.rule = plain, rule
-    for weight in layer.own_weights():
-        W: Tensor = getattr(layer, weight)
-        if isinstance(rule, Transport):
-            magnitude = rule.magnitude(W)
-            if magnitude is not None:
-                module.register_buffer(magnitude_name(weight), magnitude)
-            continue
-        key = (id(W),)
-        if key not in shared:  # one weight in two modules has one backward weight in both
-            learns = isinstance(rule, Alignment) and (rule.aligns or rule.copies_gradient)
-            shared[key] = nn.Parameter(_initial(W, init), requires_grad=learns)
-        module.register_parameter(backward_name(weight), shared[key])
+    for weight in weights:
+        backward = kernels[id(getattr(module, weight))][1]
+        if isinstance(backward, nn.Parameter):
+            module.register_parameter(backward_name(weight), backward)
+        elif backward is not None:
+            module.register_buffer(magnitude_name(weight), backward)
 
 
 def _initial(W: Tensor, init: Init) -> Tensor:

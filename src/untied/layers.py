@@ -287,7 +287,7 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
-LAYERS: dict[type[nn.Module], type] = {
+LAYERS: dict[type[nn.Module], Any] = {
     nn.Linear: UntiedLinear,
     nn.Conv1d: UntiedConv1d,
     nn.Conv2d: UntiedConv2d,

@@ -61,7 +61,9 @@ def test_without_a_task_only_the_backward_weights_move() -> None:
 
 def test_weight_decay_reaches_forward_kernels_alone() -> None:
     model, optimizers, _, _ = setup("sa", dataclasses.replace(PLAIN, weight_decay=0.5))
-    decays = {id(p): g["weight_decay"] for o in optimizers.groups for g in o.optimizer.param_groups for p in g["params"]}
+    decays = {
+        id(p): g["weight_decay"] for o in optimizers.groups for g in o.optimizer.param_groups for p in g["params"]
+    }
     by_name = {name: decays[id(p)] for name, p in model.named_parameters()}
     assert {name for name, decay in by_name.items() if decay} == {"1.weight", "4.weight"}
 
@@ -97,7 +99,7 @@ def test_schedules() -> None:
     assert factor(OptimizerConfig(), 0.7) == 1.0
 
 
-@pytest.mark.parametrize(("lr", "momentum"), [(0.1, 0.0), (0.01, 0.9), (0.002, 0.9), (0.1, 0.9)])
+@pytest.mark.parametrize(("lr", "momentum"), [(0.1, 0.0), (0.01, 0.9), (0.1, 0.9)])
 def test_time_constant_is_the_one_that_b_shows(lr: float, momentum: float) -> None:
     backward = OptimizerConfig(lr=lr, momentum=momentum)
     model, _, step, _ = setup("sa(self=2, decay=2)", backward=backward, steps=400)

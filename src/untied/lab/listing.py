@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,12 +27,15 @@ untied compare also takes the optimizer of the backward weights, and gives bare 
 {presets}"""
 
 
+LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False}
+
+
 def print_rules(console: Console | None = None) -> None:
     """Print every primitive and every named rule with locality and counted cost, and how to write a rule."""
     console = console or Console()
     primitives = Table(
-        "primitive", "penalty P", "gradient in B", "local computation", "plasticity",
-        title="Primitives (Table 1)", title_justify="left", box=box.SIMPLE_HEAD,
+        "primitive", "penalty P", "gradient in B", "computation", "plasticity",
+        title="Primitives (Table 1)", **LOOK,
     )  # fmt: skip
     for name, p in PRIMITIVES.items():
         primitives.add_row(
@@ -43,18 +48,14 @@ def print_rules(console: Console | None = None) -> None:
     console.print(primitives)
     rules = Table(
         "rule", *PRIMITIVES, "local", "cost", "",
-        title="Rules (Table 2; cost in multiplications over backprop's)", title_justify="left", box=box.SIMPLE_HEAD,
+        title="Rules (Table 2; cost in multiplications over backprop's)", **LOOK,
     )  # fmt: skip
     for row in taxonomy():
         used = row["primitives"]
         assert isinstance(used, list)
         has = ["✓" if p in used else "" for p in PRIMITIVES]
-        rules.add_row(str(row["name"]), *has, yes(bool(row["local"])), f"{row['cost']:.2f}", str(row["rule"]))
+        rules.add_row(str(row["name"]), *has, "yes" if row["local"] else "no", f"{row['cost']:.2f}", str(row["rule"]))
     console.print(rules)
     presets = "\n".join(f"  {name:<4}{text}" for name, text in PRESETS.items())
     how_to = HOW_TO.format(options=", ".join(OPTIONS), presets=presets)
     console.print(how_to, markup=False, highlight=False)
-
-
-def yes(it_is: bool) -> str:
-    return "yes" if it_is else "no"

@@ -1,0 +1,53 @@
+"""``import untied`` needs PyTorch and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import untied
+
+PROBE = """
+import sys, torch
+before = {name.partition(".")[0] for name in sys.modules}
+import untied, untied.rules, untied.metrics, untied.text, untied.reference
+untied.rules.parse("ia(amp=1) + 0.5*null")
+after = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(after - before - set(sys.stdlib_module_names)))
+print(*sorted(name for name in sys.modules if name.startswith("untied.lab")))
+print(*sorted({"torchvision", "sklearn", "matplotlib", "tyro", "pydantic", "timm", "safetensors", "PIL", "yaml",
+               "rich", "jinja2", "scipy", "pandas"} & after))
+"""
+
+
+def test_importing_untied_imports_torch_only() -> None:
+    source = str(Path(untied.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path.insert(0, {source!r})\n{PROBE}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    new, lab, heavy = done.stdout.split("\n")[:3]
+    assert (new, lab, heavy) == ("untied", "", "")
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    for module in (untied, untied.geometry, untied.metrics, untied.operations, untied.primitives, untied.rules):
+        assert sorted(module.__all__) == sorted(set(module.__all__))
+        for name in module.__all__:
+            assert getattr(module, name).__doc__ or name == "DENSE" or not callable(getattr(module, name)), name
+
+
+def test_the_error_is_a_value_error() -> None:
+    assert issubclass(untied.UntiedError, ValueError)
+    with pytest.raises(ValueError):
+        untied.rules.parse("nonsense")
+
+
+def test_the_version_is_a_version() -> None:
+    assert untied.__version__.count(".") == 2
