@@ -1,0 +1,85 @@
+"""Two processes under DistributedDataParallel give the gradients of one big batch, for every rule."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from cases import RULES, RuleCase, small_batch, small_net
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import untied
+
+N = 8
+BY_WEIGHT = {"task and R": (1.0, 1.0), "R alone": (0.0, 1.0), "task alone": (1.0, 0.0)}
+"""Phases multiply the terms, so that every gradient is there in each."""
+
+
+def one_step(model: nn.Module, run: nn.Module, part: slice, weights: tuple[float, float], step: int) -> None:
+    x, labels = small_batch(N)
+    torch.manual_seed(7)
+    with untied.record(run, progress=0.5, step=step) as tape:
+        task = nn.functional.cross_entropy(run(x[part]), labels[part])
+    (weights[0] * task + weights[1] * tape.penalty()).backward()
+
+
+def collected(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    for rule in RULES:
+        model = small_net(rule.text)
+        run = DistributedDataParallel(model)
+        results[rule.text] = {}
+        for i, (name, weights) in enumerate(BY_WEIGHT.items()):
+            model.zero_grad()
+            one_step(model, run, slice(rank * N // 2, (rank + 1) * N // 2), weights, i)
+            results[rule.text][name] = collected(model)
+        model.zero_grad()
+        with run.no_sync():  # accumulation: two micro-batches before one exchange
+            one_step(model, run, slice(rank * 4, rank * 4 + 2), (0.5, 0.5), 0)
+        one_step(model, run, slice(rank * 4 + 2, rank * 4 + 4), (0.5, 0.5), 0)
+        results[rule.text]["accumulated"] = collected(model)
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, dict[str, torch.Tensor]]]]:
+    """Every rule in one start of two processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("phase", [*BY_WEIGHT, "accumulated"])
+@pytest.mark.parametrize("rule", RULES, ids=[r.text for r in RULES])
+def test_two_processes_are_one_big_batch(
+    rule: RuleCase, phase: str, processes: list[dict[str, dict[str, dict[str, torch.Tensor]]]]
+) -> None:
+    first, second = (p[rule.text][phase] for p in processes)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    model = small_net(rule.text)
+    weights = BY_WEIGHT.get(phase, (1.0, 1.0))
+    one_step(model, model, slice(0, N), weights, list(BY_WEIGHT).index(phase) if phase in BY_WEIGHT else 0)
+    wanted = collected(model)
+    assert first.keys() == wanted.keys()
+    if rule.over_batch or (rule.random and rule.text != "brsf"):
+        return  # each process centres its own batch, or draws its own noise
+    for name in wanted:
+        torch.testing.assert_close(first[name], wanted[name], msg=lambda m, name=name: f"{name}: {m}")

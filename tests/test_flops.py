@@ -1,0 +1,122 @@
+"""No rule costs more than the design counts: floating-point operations of a whole step, by PyTorch's own counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from cases import RuleCase, by_rule
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import untied
+from untied.rules import counted_cost, parse
+
+N = 8
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "dense": (lambda: nn.Linear(12, 20), (N, 12)),
+    "dense, positions": (lambda: nn.Linear(12, 20), (N, 5, 12)),
+    "convolution": (lambda: nn.Conv2d(6, 10, 3, padding=1), (N, 6, 7, 7)),
+    "strided": (lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1, bias=False), (N, 6, 7, 7)),
+    "same, uneven": (lambda: nn.Conv2d(6, 10, 2, padding="same"), (N, 6, 7, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 10, 3, stride=2, padding=1), (N, 6, 5, 5)),
+}
+by_model = pytest.mark.parametrize(("make", "shape"), MODELS.values(), ids=MODELS.keys())
+
+
+def count(model: nn.Module, x: Tensor, **record: object) -> int:
+    """Operations of forward, penalty and backward."""
+    with FlopCounterMode(display=False) as counter:
+        if any(isinstance(m, untied.Untied) for m in model.modules()):
+            with untied.record(model, progress=0.5, **record) as tape:  # type: ignore[arg-type]
+                task = model(x).sum()
+            task = task + tape.penalty()
+        else:
+            task = model(x).sum()
+        task.backward()
+    return counter.get_total_flops()
+
+
+def built(make: Callable[[], nn.Module], shape: tuple[int, ...], needs_gradient: bool) -> tuple[nn.Module, Tensor, int]:
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(shape, requires_grad=needs_gradient)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return model, x, counter.get_total_flops()
+
+
+@by_rule
+@by_model
+def test_a_step_costs_what_the_table_says(rule: RuleCase, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    if rule.products is None:
+        pytest.skip("by autograd: nothing promised")
+    model, x, product = built(make, shape, needs_gradient=True)
+    assert count(model, x) == 3 * product
+    untied.untie_(model, rule.text)
+    k = parse(rule.text).every if rule.text not in ("bp", "usf", "frsf", "brsf") else 1
+    total = sum(count(model, x, step=i) for i in range(k))
+    assert Fraction(total, k * product) == 3 + Fraction(rule.products)
+    assert Fraction(total, 3 * k * product) == pytest.approx(counted_cost(parse(rule.text)))
+
+
+@by_rule
+@by_model
+def test_a_first_layer_computes_no_input_gradient(
+    rule: RuleCase, make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    if rule.products is None or "every" in rule.text:
+        pytest.skip("by autograd, or not at every step")
+    model, x, product = built(make, shape, needs_gradient=False)
+    assert count(model, x) == 2 * product
+    untied.untie_(model, rule.text)
+    assert Fraction(count(model, x, step=0), product) == 2 + Fraction(rule.products)
+
+
+@pytest.mark.parametrize("rule", ["wm", "aa", "ia", "wm(noise=normal)", "aa(noise=normal)"])
+@by_model
+def test_an_eighth_of_the_batch_costs_an_eighth(rule: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    extra = []
+    for text in (rule, str(untied.rules.Alignment(parse(rule).combination, **{**parse(rule).options, "fraction": 1 / 8}))):
+        model, x, product = built(make, shape, needs_gradient=True)
+        untied.untie_(model, text)
+        extra.append(count(model, x) - 3 * product)
+    assert extra[0] == 8 * extra[1] > 0
+
+
+@pytest.mark.parametrize("rule", ["wm", "aa", "ia", "aa(noise=normal)"])
+def test_a_resting_step_costs_what_backpropagation_does(rule: str) -> None:
+    model, x, product = built(*MODELS["convolution"], needs_gradient=True)
+    untied.untie_(model, untied.rules.Alignment(parse(rule).combination, **{**parse(rule).options, "every": 4}))
+    assert [count(model, x, step=i) > 3 * product for i in range(5)] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("rule", ["fa", "sa", "kp", "usf", "frsf", "brsf", "bp"])
+def test_a_frozen_layer_costs_no_weight_gradient(rule: str) -> None:
+    model, x, product = built(*MODELS["convolution"], needs_gradient=True)
+    untied.untie_(model, rule)
+    model.weight.requires_grad_(False)  # type: ignore[union-attr]
+    assert count(model, x) == (3 if rule == "kp" else 2) * product  # kp's B takes the weight gradient all the same
+
+
+def test_evaluation_costs_one_product() -> None:
+    model, x, product = built(*MODELS["convolution"], needs_gradient=False)
+    untied.untie_(model, "ia")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x)
+    assert counter.get_total_flops() == product
+
+
+def test_attention_costs_what_its_dense_layers_do() -> None:
+    x = torch.randn(4, 6, 16, requires_grad=True)
+    counts = {}
+    for rule in (None, "bp", "wm", "aa"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True))
+        if rule:
+            untied.untie_(model, rule)
+        counts[rule] = count(model, x)
+    dense = 2 * 24 * (16 * 48 + 16 * 16 + 2 * 16 * 32)
+    assert counts["bp"] == counts[None]
+    assert counts["wm"] == counts[None] + dense and counts["aa"] == counts[None] + 2 * dense
