@@ -1,4 +1,4 @@
-"""How the settings of untied.lab.config.PRESETS were found: many settings of each rule, compared on the validation split.
+"""How the settings of untied.lab.config.PRESETS were found: many of each rule, on the validation split.
 
     python benchmarks/tune_digits.py --out runs/tune [RULE ...]
 
@@ -20,8 +20,8 @@ SETTINGS = {
     "bp": ["bp"],
     "fa": ["fa"],
     "kp": [f"kp(decay={decay})" for decay in (0.001, 0.003, 0.01, 0.03)],
-    "sa": [f"sa @ SGD(lr={lr})" for lr in (0.01, 0.03, 0.1, 0.3)],
-    "aa": [f"aa @ Adam(lr={lr})" for lr in (0.003, 0.01, 0.02, 0.04)],
+    "sa": [f"sa @ SGD(lr={lr}, momentum={m})" for lr, m in ((0.01, 0.9), (0.1, 0.9), (0.5, 0))],
+    "aa": [f"aa({options}) @ Adam(lr={lr})" for options in ("", NOISE) for lr in (0.01, 0.02, 0.04)],
     "ia": [
         f"ia(null={null}, {options}) @ Adam(lr={lr})"
         for options, null, lr in itertools.product((NOISE, "positions=mean, decay=0.01"), (0.1, 0.3, 1), (0.01, 0.02))

@@ -57,7 +57,8 @@ LAYERS = [
     LayerCase("conv2d-valid", lambda: nn.Conv2d(2, 3, (2, 3), padding="valid"), (3, 2, 4, 5)),
     LayerCase("conv2d-same", lambda: nn.Conv2d(2, 3, 3, padding="same"), (3, 2, 4, 5)),
     LayerCase("conv2d-same-uneven", lambda: nn.Conv2d(2, 3, (3, 4), padding="same", dilation=(2, 1)), (3, 2, 6, 5)),
-    LayerCase("conv2d-same-reflect", lambda: nn.Conv2d(2, 3, (3, 2), padding="same", padding_mode="reflect"), (3, 2, 4, 5)),
+    LayerCase("conv2d-same-reflect", lambda: nn.Conv2d(2, 3, (3, 2), padding="same", padding_mode="reflect"),
+              (3, 2, 4, 5)),
     LayerCase("conv2d-stride", lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), (3, 2, 7, 7)),
     LayerCase("conv2d-stride-leaves-a-rest", lambda: nn.Conv2d(2, 3, 3, stride=(3, 2), padding=1), (3, 2, 9, 8)),
     LayerCase("conv2d-stride-beyond-kernel", lambda: nn.Conv2d(2, 3, 2, stride=4), (3, 2, 9, 8)),
@@ -67,11 +68,14 @@ LAYERS = [
     LayerCase("conv2d-depthwise-multiplied", lambda: nn.Conv2d(3, 6, 3, groups=3, stride=2), (3, 3, 6, 5)),
     LayerCase("conv2d-reflect", lambda: nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode="reflect"), (3, 2, 4, 5)),
     LayerCase("conv2d-replicate-stride", lambda: nn.Conv2d(2, 3, 3, 2, 1, padding_mode="replicate"), (3, 2, 6, 5)),
-    LayerCase("conv2d-circular-groups", lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2, padding_mode="circular"), (3, 2, 4, 5)),
-    LayerCase("conv2d-circular-unbatched", lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 4, 5), batched=False),
+    LayerCase("conv2d-circular-groups", lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2, padding_mode="circular"),
+              (3, 2, 4, 5)),
+    LayerCase("conv2d-circular-unbatched", lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+              (2, 4, 5), batched=False),
     LayerCase("conv2d-unbatched", lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 6, 5), batched=False),
     LayerCase("conv3d", lambda: nn.Conv3d(2, 3, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1)), (2, 2, 2, 4, 3)),
-    LayerCase("conv3d-same-replicate", lambda: nn.Conv3d(1, 2, 2, padding="same", padding_mode="replicate"), (2, 1, 2, 3, 3)),
+    LayerCase("conv3d-same-replicate", lambda: nn.Conv3d(1, 2, 2, padding="same", padding_mode="replicate"),
+              (2, 1, 2, 3, 3)),
     LayerCase("conv3d-circular", lambda: nn.Conv3d(1, 2, 3, padding=1, padding_mode="circular"), (2, 1, 2, 3, 3)),
     LayerCase("conv3d-reflect", lambda: nn.Conv3d(1, 2, 3, padding=1, padding_mode="reflect"), (2, 1, 2, 3, 3)),
     LayerCase("conv3d-depthwise", lambda: nn.Conv3d(2, 2, 2, groups=2, dilation=(1, 2, 1)), (2, 2, 2, 4, 3)),
@@ -80,11 +84,15 @@ LAYERS = [
     LayerCase("transposed1d-unbatched", lambda: nn.ConvTranspose1d(2, 3, 3, 2, 1, 1), (2, 5), batched=False),
     LayerCase("transposed2d", lambda: nn.ConvTranspose2d(2, 3, 3, bias=False), (3, 2, 4, 3)),
     LayerCase("transposed2d-stride", lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1), (3, 2, 4, 3)),
-    LayerCase("transposed2d-output-padding", lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=(1, 0)), (3, 2, 4, 3)),
-    LayerCase("transposed2d-output-size", lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1), (3, 2, 4, 3), call={"output_size": [8, 5]}),
+    LayerCase("transposed2d-output-padding", lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=(1, 0)),
+              (3, 2, 4, 3)),
+    LayerCase("transposed2d-output-size", lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1),
+              (3, 2, 4, 3), call={"output_size": [8, 5]}),
     LayerCase("transposed2d-groups-dilation", lambda: nn.ConvTranspose2d(4, 6, 2, groups=2, dilation=2), (3, 4, 4, 3)),
-    LayerCase("transposed2d-depthwise", lambda: nn.ConvTranspose2d(3, 3, 3, 2, groups=3, output_padding=1), (3, 3, 3, 3)),
-    LayerCase("transposed3d", lambda: nn.ConvTranspose3d(2, 2, (1, 2, 3), (1, 2, 2), (0, 1, 1), (0, 1, 0)), (2, 2, 2, 3, 2)),
+    LayerCase("transposed2d-depthwise", lambda: nn.ConvTranspose2d(3, 3, 3, 2, groups=3, output_padding=1),
+              (3, 3, 3, 3)),
+    LayerCase("transposed3d", lambda: nn.ConvTranspose3d(2, 2, (1, 2, 3), (1, 2, 2), (0, 1, 1), (0, 1, 0)),
+              (2, 2, 2, 3, 2)),
 ]  # fmt: skip
 
 
@@ -155,7 +163,9 @@ ONE_OF_EACH_KIND = (
 
 by_layer = pytest.mark.parametrize("case", LAYERS, ids=[c.name for c in LAYERS])
 by_kind_of_layer = pytest.mark.parametrize(
-    "case", [c for c in LAYERS if c.name in ONE_OF_EACH_KIND], ids=[c.name for c in LAYERS if c.name in ONE_OF_EACH_KIND]
+    "case",
+    [c for c in LAYERS if c.name in ONE_OF_EACH_KIND],
+    ids=[c.name for c in LAYERS if c.name in ONE_OF_EACH_KIND],
 )
 by_rule = pytest.mark.parametrize("rule", RULES, ids=[c.text for c in RULES])
 

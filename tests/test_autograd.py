@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LayerCase, build, build_untied, by_layer, geometry_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import untied
+from cases import LayerCase, build, build_untied, by_layer, geometry_of
 from untied.autograd import LossTerm, cast_for_autocast, untied_operation
 from untied.geometry import DENSE, Geometry
 
@@ -111,7 +111,9 @@ def test_functional_gradients_are_the_same(copies: bool) -> None:
         torch.testing.assert_close(got[name], torch.zeros_like(p) if p.grad is None else p.grad)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Conv1d(1, 2, 3, padding=1)], ids=["linear", "conv"])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(4, 3), lambda: nn.Conv1d(1, 2, 3, padding=1)], ids=["linear", "conv"]
+)
 def test_gradients_per_example_by_vmap(make: object) -> None:
     torch.manual_seed(0)
     layer: nn.Module = make().double().eval()  # type: ignore[operator]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import RuleCase, assert_same, by_rule, gradients
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import untied
+from cases import RuleCase, assert_same, by_rule, gradients
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,6 @@ def step(model: nn.Module, run: Any, x: Tensor, labels: Tensor, i: int, seed: in
 
 
 @by_rule
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_step_is_the_eager_one(rule: RuleCase) -> None:
     """Three steps: the first compiles; later ones must neither fall back nor compile again and again."""
     eager, model = network(rule.text), network(rule.text)
@@ -63,11 +62,13 @@ def test_a_compiled_step_is_the_eager_one(rule: RuleCase) -> None:
             assert_same(gradients(model), gradients(eager))
         else:
             assert gradients(model).keys() == gradients(eager).keys()
-            assert all((a is None) == (b is None) for a, b in zip(gradients(model).values(), gradients(eager).values(), strict=True))
+            assert all(
+                (a is None) == (b is None)
+                for a, b in zip(gradients(model).values(), gradients(eager).values(), strict=True)
+            )
     assert counter.frame_count <= 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_schedule_does_not_compile_again() -> None:
     model = network(None)
     untied.untie_(model, untied.rules.InformationAlignment(amp=lambda t: 1 + t, null=lambda t: t + 0.5))
@@ -83,7 +84,6 @@ def test_a_schedule_does_not_compile_again() -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_place_of_a_fraction_is_not_baked_in() -> None:
     model, eager = network("wm(fraction=1/4)"), network("wm(fraction=1/4)")
     counter = CompileCounterWithBackend("aot_eager")
@@ -96,7 +96,6 @@ def test_the_place_of_a_fraction_is_not_baked_in() -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_whole_loss_function_compiles() -> None:
     model, eager = network("aa"), network("aa")
 
@@ -112,7 +111,6 @@ def test_a_whole_loss_function_compiles() -> None:
     assert_same(gradients(model), gradients(eager))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_attention_compiles() -> None:
     torch.manual_seed(0)
     model: Any = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -128,7 +126,6 @@ def test_attention_compiles() -> None:
     assert_same(*results, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_evaluates() -> None:
     model, x = network("aa").eval(), batch()[0]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

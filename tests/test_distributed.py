@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import RULES, RuleCase, small_batch, small_net
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import untied
+from cases import RULES, RuleCase, small_batch, small_net
 
 N = 8
 BY_WEIGHT = {"task and R": (1.0, 1.0), "R alone": (0.0, 1.0), "task alone": (1.0, 0.0)}
@@ -37,41 +38,39 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    results: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    results: dict[str, torch.Tensor] = {}
     for rule in RULES:
         model = small_net(rule.text)
         run = DistributedDataParallel(model)
-        results[rule.text] = {}
         for i, (name, weights) in enumerate(BY_WEIGHT.items()):
             model.zero_grad()
             one_step(model, run, slice(rank * N // 2, (rank + 1) * N // 2), weights, i)
-            results[rule.text][name] = collected(model)
+            results |= {f"{rule.text}/{name}/{n}": g for n, g in collected(model).items()}
         model.zero_grad()
         with run.no_sync():  # accumulation: two micro-batches before one exchange
             one_step(model, run, slice(rank * 4, rank * 4 + 2), (0.5, 0.5), 0)
         one_step(model, run, slice(rank * 4 + 2, rank * 4 + 4), (0.5, 0.5), 0)
-        results[rule.text]["accumulated"] = collected(model)
-    torch.save(results, Path(folder) / f"{rank}.pt")
+        results |= {f"{rule.text}/accumulated/{n}": g for n, g in collected(model).items()}
+    save_file(results, Path(folder) / f"{rank}.safetensors")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, dict[str, torch.Tensor]]]]:
-    """Every rule in one start of two processes."""
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    """Gradients by rule, phase and parameter, from one start of two processes."""
     folder = tmp_path_factory.mktemp("ddp")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     mp.spawn(worker, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("phase", [*BY_WEIGHT, "accumulated"])
 @pytest.mark.parametrize("rule", RULES, ids=[r.text for r in RULES])
-def test_two_processes_are_one_big_batch(
-    rule: RuleCase, phase: str, processes: list[dict[str, dict[str, dict[str, torch.Tensor]]]]
-) -> None:
-    first, second = (p[rule.text][phase] for p in processes)
+def test_two_processes_are_one_big_batch(rule: RuleCase, phase: str, processes: list[dict[str, torch.Tensor]]) -> None:
+    here = f"{rule.text}/{phase}/"
+    first, second = ({k.removeprefix(here): g for k, g in p.items() if k.startswith(here)} for p in processes)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
     model = small_net(rule.text)

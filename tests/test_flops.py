@@ -7,12 +7,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import RuleCase, by_rule
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import untied
+from cases import RuleCase, by_rule
 from untied.rules import counted_cost, parse
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer
 
 N = 8
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -49,7 +51,9 @@ def built(make: Callable[[], nn.Module], shape: tuple[int, ...], needs_gradient:
 
 @by_rule
 @by_model
-def test_a_step_costs_what_the_table_says(rule: RuleCase, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_a_step_costs_what_the_table_says(
+    rule: RuleCase, make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     if rule.products is None:
         pytest.skip("by autograd: nothing promised")
     model, x, product = built(make, shape, needs_gradient=True)
@@ -76,9 +80,14 @@ def test_a_first_layer_computes_no_input_gradient(
 
 @pytest.mark.parametrize("rule", ["wm", "aa", "ia", "wm(noise=normal)", "aa(noise=normal)"])
 @by_model
-def test_an_eighth_of_the_batch_costs_an_eighth(rule: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_an_eighth_of_the_batch_costs_an_eighth(
+    rule: str, make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     extra = []
-    for text in (rule, str(untied.rules.Alignment(parse(rule).combination, **{**parse(rule).options, "fraction": 1 / 8}))):
+    for text in (
+        rule,
+        str(untied.rules.Alignment(parse(rule).combination, **{**parse(rule).options, "fraction": 1 / 8})),
+    ):
         model, x, product = built(make, shape, needs_gradient=True)
         untied.untie_(model, text)
         extra.append(count(model, x) - 3 * product)

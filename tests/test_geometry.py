@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from cases import LAYERS, LayerCase, build, build_untied, by_layer, geometry_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cases import LAYERS, LayerCase, build, build_untied, by_layer, geometry_of
 from untied import geometry as functions
 from untied.geometry import DENSE, Convolution, Geometry
 
@@ -160,7 +160,9 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
         kind, options = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1], {"output_padding": rest}
     else:
         kind, options = (nn.Conv1d, nn.Conv2d)[dims - 1], {"padding_mode": mode}
-    padding = draw(st.just("same") if not transposed and max(stride) == 1 and draw(st.booleans()) else st.just(each(0, 3)))
+    padding = draw(
+        st.just("same") if not transposed and max(stride) == 1 and draw(st.booleans()) else st.just(each(0, 3))
+    )
     layer = kind(groups, 2 * groups, kernel, stride, padding, dilation=dilation, groups=groups, **options)
     return layer.double(), (2, groups, *size)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import RuleCase, by_rule, small_batch, small_net, step
 from torch import Tensor, nn
 
 import untied
+from cases import RuleCase, by_rule, small_batch, small_net, step
 from untied import UntiedError
 from untied.geometry import Geometry
 from untied.layers import LAYERS, Untied, untied_layers
@@ -88,7 +88,9 @@ def test_swin_says_which_layers_its_functional_attention_passes_by() -> None:
     untied.untie_(model, "sa")
     with untied.record(model) as tape:
         model(torch.randn(2, 3, 16, 16))
-    with pytest.raises(UntiedError, match=r"never called.*attn\.qkv.*attn\.proj.*functional attention.*filter=") as error:
+    with pytest.raises(
+        UntiedError, match=r"never called.*attn\.qkv.*attn\.proj.*functional attention.*filter="
+    ) as error:
         tape.penalty()
     assert "\n" not in str(error.value)
     untied.tie_(model)
@@ -200,9 +202,11 @@ CALLS: dict[str, dict[str, Any]] = {
 def attention_inputs(form: dict[str, Any], call: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]] | None:
     """Query, key, value and arguments; None where the two do not go together."""
     call = dict(call)
-    cross, batched, mask, padding = (call.pop(k, d) for k, d in dict(cross=False, batched=True, mask=None, key_padding=None).items())
+    cross, batched, mask, padding = (
+        call.pop(k, d) for k, d in dict(cross=False, batched=True, mask=None, key_padding=None).items()
+    )
     kdim, vdim = form.get("kdim", E), form.get("vdim", E)
-    if not cross and (kdim, vdim) != (E, E) or cross == "keys" and kdim != vdim:
+    if (not cross and (kdim, vdim) != (E, E)) or (cross == "keys" and kdim != vdim):
         return None
     n, L, S = 3, 4, 5 if cross else 4
     g = torch.Generator().manual_seed(3)
@@ -233,7 +237,9 @@ def attention_inputs(form: dict[str, Any], call: dict[str, Any]) -> tuple[list[T
 def attention_gradients(layer: nn.Module, inputs: list[Tensor], call: dict[str, Any]) -> tuple[Any, list[Tensor]]:
     layer.zero_grad()
     out, weights = layer(*inputs, **call)
-    loss = out.square().sum() + (0 if weights is None else (weights * torch.arange(weights.numel()).view_as(weights)).sum())
+    loss = out.square().sum() + (
+        0 if weights is None else (weights * torch.arange(weights.numel()).view_as(weights)).sum()
+    )
     own = [p for n, p in layer.named_parameters() if "backward" not in n]
     distinct = list({id(x): x for x in inputs}.values())
     return (out, weights), list(torch.autograd.grad(loss, [*distinct, *own]))
@@ -337,7 +343,11 @@ def test_attention_aligns(form: str, rule: RuleCase) -> None:
         R = alone.penalty()
         R.backward()
         total += R.item()
-        got = layer.in_proj_backward_weight.grad[rows] if form == "plain" else getattr(layer, f"{'qkv'[i]}_proj_backward_weight").grad
+        got = (
+            layer.in_proj_backward_weight.grad[rows]
+            if form == "plain"
+            else getattr(layer, f"{'qkv'[i]}_proj_backward_weight").grad
+        )
         if not r.copies_gradient:
             torch.testing.assert_close(got, dense.backward_weight.grad)
     assert tape.penalties()[""] == pytest.approx(total)
@@ -351,7 +361,10 @@ def test_attention_called_as_self_and_as_cross_counts_its_weights_once() -> None
         layer(x, x, x)
         layer(x, other, other)
     tape.penalty().backward()
-    for B, W in ((layer.in_proj_backward_weight, layer.in_proj_weight), (layer.out_proj.backward_weight, layer.out_proj.weight)):
+    for B, W in (
+        (layer.in_proj_backward_weight, layer.in_proj_weight),
+        (layer.out_proj.backward_weight, layer.out_proj.weight),
+    ):
         torch.testing.assert_close(B.grad, (B - W).detach())
 
 
@@ -500,7 +513,7 @@ def test_a_registered_class_without_geometry_says_so() -> None:
 
     layer = Conv1D(3, 4)
     untied.untie_(layer, "fa")
-    with pytest.raises(NotImplementedError, match="UntiedConv1D.geometry"):
+    with pytest.raises(NotImplementedError, match=r"UntiedConv1D\.geometry"):
         layer(torch.ones(1, 4))
     del LAYERS[Conv1D]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import RuleCase, SmallNet, by_rule, small_batch, small_net, step
 from torch import Tensor, nn
 
 import untied
+from cases import RuleCase, SmallNet, by_rule, small_batch, small_net, step
 from untied import UntiedError
 from untied.layers import untied_layers
 from untied.metrics import AlignmentTable, angle, measure, norm_ratios, weight_angles
@@ -47,7 +47,9 @@ def test_B_equal_to_W_is_aligned_in_every_sense() -> None:
     model = small_net()
     untied.untie_(model, "sa", init="copy")
     table = measure(model, closure(model))
-    assert set(table.layers) == {"conv", "grouped", "hidden", "out"} and table.gradient_angle == pytest.approx(0, abs=1e-6)
+    assert set(table.layers) == {"conv", "grouped", "hidden", "out"} and table.gradient_angle == pytest.approx(
+        0, abs=1e-6
+    )
     for name, row in table.layers.items():
         assert row.weight_angle == 0 and row.norm_ratio == pytest.approx(1)
         assert row.projection_angle == pytest.approx(0, abs=1e-6)
@@ -107,7 +109,9 @@ def test_an_activation_in_place_does_not_change_the_angles() -> None:
     tables = []
     for inplace in (False, True):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3)).double()
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3)
+        ).double()
         untied.untie_(model, "fa")
         tables.append(measure(model, lambda model=model: nn.functional.cross_entropy(model(x), labels)).as_dict())
     assert tables[0] == tables[1]

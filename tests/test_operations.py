@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYERS, LayerCase, build_untied, by_kind_of_layer, signals
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import untied
+from cases import LAYERS, LayerCase, build_untied, by_kind_of_layer, signals
 from untied.operations import ACTIVATIONS, Operations, batch_centre, centre, noise_like, normalise
 from untied.primitives import PRIMITIVES
 from untied.rules import Alignment
@@ -115,12 +115,14 @@ def independent(
 
 @by_kind_of_layer
 @pytest.mark.parametrize("switches", SWITCHES, ids=switch_ids)
-@pytest.mark.parametrize("c", [{p: 1.0} for p in PRIMITIVES] + [dict(amp=1.0, decay=0.5, null=0.7, sparse=0.3, self=2.0)],
-                         ids=[*PRIMITIVES, "together"])  # fmt: skip
+@pytest.mark.parametrize(
+    "c",
+    [*({p: 1.0} for p in PRIMITIVES), dict(amp=1.0, decay=0.5, null=0.7, sparse=0.3, self=2.0)],
+    ids=[*PRIMITIVES, "together"],
+)
 def test_R_and_its_gradients_are_the_independent_ones(
     case: LayerCase, switches: dict[str, Any], c: dict[str, float]
 ) -> None:
-    layer, x = build_untied(case)
     s = signals(case, **switches)
     if len(s.x) == 1 and switches.get("batch_centre_backward_input"):
         pytest.skip("a batch of one is centred to zero")
@@ -205,7 +207,12 @@ def test_every_activation_is_the_function_of_that_name(name: str) -> None:
 
 def test_channels_last_stays_channels_last() -> None:
     x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    for operation in (centre, batch_centre, lambda x: noise_like(x, "normal", 1.0), lambda x: noise_like(x, "uniform", 1.0)):
+    for operation in (
+        centre,
+        batch_centre,
+        lambda x: noise_like(x, "normal", 1.0),
+        lambda x: noise_like(x, "uniform", 1.0),
+    ):
         assert operation(x).is_contiguous(memory_format=torch.channels_last)
 
 

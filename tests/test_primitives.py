@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYERS, ONE_OF_EACH_KIND, LayerCase, by_layer, signals, with_kernels
 from torch import Tensor
 
 import untied
+from cases import LAYERS, ONE_OF_EACH_KIND, LayerCase, by_layer, signals, with_kernels
 from untied.operations import Operations, Signals
 from untied.primitives import PRIMITIVES, Combination, Correlation, Primitive, amp, decay, null, self_, sparse, value
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import RULES, LayerCase, RuleCase, aligning, by_aligning_rule, by_layer, by_rule, signals, with_kernels
 
 import untied
+from cases import RULES, LayerCase, RuleCase, aligning, by_aligning_rule, by_layer, by_rule, signals, with_kernels
 from untied import UntiedError, rules
 from untied.operations import Operations
 from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
@@ -207,7 +207,7 @@ def test_different_options_do_not_add() -> None:
     ],
 )
 def test_kolen_pollack_does_not_add_or_multiply(attempt: Callable[[KolenPollack], Rule]) -> None:
-    with pytest.raises(UntiedError, match="kp cannot be .*pseudogradient"):
+    with pytest.raises(UntiedError, match=r"kp cannot be .*pseudogradient"):
         attempt(KolenPollack())
 
 
@@ -296,7 +296,8 @@ def test_taxonomy_has_a_row_for_each_named_rule() -> None:
 @pytest.mark.parametrize(
     ("rule", "cost"),
     [("bp", 1), ("fa", 1), ("sa", 1), ("kp", 1), ("usf", 1), ("wm", 4 / 3), ("aa", 5 / 3), ("ia", 5 / 3),
-     ("wm(noise=normal)", 5 / 3), ("aa(fraction=0.125)", 1 + 2 / 24), ("aa(every=4)", 1 + 2 / 12), ("sa(noise=normal)", 1)],
+     ("wm(noise=normal)", 5 / 3), ("aa(fraction=0.125)", 1 + 2 / 24), ("aa(every=4)", 1 + 2 / 12),
+     ("sa(noise=normal)", 1)],
 )  # fmt: skip
 def test_counted_costs_are_the_designs(rule: str, cost: float) -> None:
     assert counted_cost(parse(rule)) == pytest.approx(cost)

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import untied
 from cases import (
     LayerCase,
     RuleCase,
@@ -24,10 +28,6 @@ from cases import (
     small_net,
     step,
 )
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-import untied
 from untied import UntiedError
 from untied.operations import Signals
 from untied.rules import ActivationAlignment, Alignment, WeightMirror, parse
@@ -134,7 +134,9 @@ def test_R_moves_B_only_and_J_moves_the_rest_only(rule: RuleCase) -> None:
             assert torch.equal(named[name], named[name.replace("backward_weight", "weight")])
     if r.aligns:
         from_R = torch.autograd.grad(R, [x, *parameters.values()], allow_unused=True)
-        moves = backward | ({n.replace("backward_weight", "weight") for n in backward} if r.operations.update_forward else set())
+        moves = backward | (
+            {n.replace("backward_weight", "weight") for n in backward} if r.operations.update_forward else set()
+        )
         for name, g in zip(["x", *parameters], from_R, strict=True):
             assert (g is not None) == (name in moves), name
 
@@ -266,7 +268,9 @@ def test_a_fraction_of_a_small_batch_is_at_least_one_example(n: int) -> None:
     assert R.isfinite() and model.out.backward_weight.grad.any()
 
 
-@pytest.mark.parametrize("rule", ["sa", "wm", "aa", "ia", "ia(reverse=true)", "aa(update_forward=true)", "sa(update_forward=true)"])
+@pytest.mark.parametrize(
+    "rule", ["sa", "wm", "aa", "ia", "ia(reverse=true)", "aa(update_forward=true)", "sa(update_forward=true)"]
+)
 @pytest.mark.parametrize("every", [2, 3])
 def test_every_kth_step_is_unbiased(rule: str, every: int) -> None:
     """The mean over k steps on one batch is R at every step, exactly; the other steps give zeros, not none."""
@@ -287,7 +291,10 @@ def test_every_kth_step_is_unbiased(rule: str, every: int) -> None:
 
 def test_every_needs_the_step() -> None:
     model = small_net("sa(every=2)")
-    with pytest.raises(UntiedError, match=r"layer conv: .*every 2 steps.*record\(model, step=i\)"), untied.record(model):
+    with (
+        pytest.raises(UntiedError, match=r"layer conv: .*every 2 steps.*record\(model, step=i\)"),
+        untied.record(model),
+    ):
         pass
     with untied.record(model, step=0):  # the failure left nothing behind
         pass
@@ -363,9 +370,7 @@ def test_a_module_called_twice_adds_its_calls_up(rule: RuleCase, layer: str) -> 
     share = 0.5 if r.positions == "mean" else 1.0
     both, first, second = results
     for part in (0, 1):
-        torch.testing.assert_close(
-            both[part] - weights[part], share * (first[part] + second[part] - 2 * weights[part])
-        )
+        torch.testing.assert_close(both[part] - weights[part], share * (first[part] + second[part] - 2 * weights[part]))
 
 
 def test_one_parameter_in_two_modules_has_one_backward_weight() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import RuleCase, by_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import RuleCase, by_rule
 from untied import UntiedError
 from untied.algebra import OPTIONS
 from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
@@ -110,7 +110,11 @@ def test_any_combination_is_read_back_exactly(c: dict[str, float], options: dict
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from([*"amp sa ia kp bp decay*+-/()=,.0123e9_é\n", "amp", "wm(", "fraction=", "every="])).map("".join))
+@given(
+    st.lists(st.sampled_from([*"amp sa ia kp bp decay*+-/()=,.0123e9_é\n", "amp", "wm(", "fraction=", "every="])).map(
+        "".join
+    )
+)
 def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
     try:
         rule = parse(text)

@@ -157,10 +157,9 @@ def test_whatever_stops_it_the_finished_is_kept(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly(which: signal.Signals, tmp_path: Path) -> None:
-    words = ["compare", "--rules", "bp", "fa", "--model", "mlp-8", "--epochs", "1000", "--seeds", "2", "--out", "run"]
+    words = ["compare", "--rules", "bp", "fa", "--model", "mlp-8", "--epochs", "1000", "--seeds", "2", "--out"]
     command = subprocess.Popen(
-        [sys.executable, "-m", "untied", *words],
-        cwd=tmp_path,
+        [sys.executable, "-m", "untied", *words, str(tmp_path / "run")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

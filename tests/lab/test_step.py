@@ -27,8 +27,8 @@ def setup(rule: str, forward: OptimizerConfig = PLAIN, backward: OptimizerConfig
     images, labels = torch.randn(8, 1, 2, 2), torch.arange(8) % 3
     optimizers = Optimizers(model, model[1].rule, forward, backward, **({"steps": 10} | more))
 
-    def step(phase: Phase = Phase(), number: int = 0):
-        return training_step(model, images, labels, optimizers, phase, progress=0.0, step=number)
+    def step(phase: Phase | None = None, number: int = 0):
+        return training_step(model, images, labels, optimizers, phase or Phase(), progress=0.0, step=number)
 
     return model, optimizers, step, images
 

@@ -69,7 +69,7 @@ class OptimizerConfig:
 PRESETS = {
     "kp": "kp(decay=0.01)",
     "wm": "wm(positions=mean)",
-    "ia": "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.01)",
+    "ia": "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.02)",
     "sa": "sa @ SGD(lr=0.5, momentum=0)",
     "aa": "aa @ Adam(lr=0.01)",
 }
@@ -94,7 +94,7 @@ class CompareConfig:
     """The network: mlp-256-128, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training images."""
     seeds: int = 3
     """How many times each rule is trained, each time from other weights and another order of the images."""
@@ -155,7 +155,7 @@ _EXPONENT = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a w
 
 
 def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerConfig]:
-    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and the optimizer of its backward weights (``backward`` if there is none).
+    """Read ``"aa @ Adam(lr=0.003)"``: a rule, and its backward weights' optimizer (``backward`` if there is none).
 
     Raises:
         UntiedError: an unknown rule, optimizer or setting.

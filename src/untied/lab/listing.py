@@ -42,7 +42,7 @@ def print_rules(console: Console | None = None) -> None:
             name,
             p.formula,
             p.gradient_formula,
-            yes(p.local_computation),
+            "local" if p.local_computation else "not local",
             "local" if p.local_plasticity else "not local",
         )
     console.print(primitives)
