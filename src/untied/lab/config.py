@@ -71,7 +71,7 @@ PRESETS = {
     "wm": "wm(positions=mean)",
     "ia": "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.02)",
     "sa": "sa @ SGD(lr=0.5, momentum=0)",
-    "aa": "aa @ Adam(lr=0.01)",
+    "aa": "aa @ Adam(lr=0.04)",
 }
 """What a bare short name means in `CompareConfig.rules`: coefficients and the optimizer of the backward weights, tuned
 on the validation split of the default task by benchmarks/tune_digits.py. Other names mean themselves; ``aa()`` is the
