@@ -21,8 +21,8 @@ def main(path: str) -> None:
     config, made = run.config(), run.environment()
     about = (
         f"`{config['model']}` on {config['data']['name']}, {config['epochs']} epochs, {config['seeds']} seeds, "
-        f"mean ± standard deviation; commit {(made['git'] or {}).get('commit', 'unknown')[:9]}, {made['machine']['cpu']}, "
-        f"{made['machine']['cores']} cores, torch {made['packages']['torch']}."
+        f"mean ± standard deviation; commit {(made['git'] or {}).get('commit', 'unknown')[:9]}, "
+        f"{made['machine']['cpu']}, {made['machine']['cores']} cores, torch {made['packages']['torch']}."
     )
     readme = ROOT / "README.md"
     table = f"\\1\n\n{(run.path / 'table.md').read_text()}\n{about}\n\n\\2"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import untied
-from cases import LAYERS, LayerCase, build_untied, by_kind_of_layer, signals
+from cases import LAYERS, LayerCase, by_kind_of_layer, signals
 from untied.operations import ACTIVATIONS, Operations, batch_centre, centre, noise_like, normalise
 from untied.primitives import PRIMITIVES
 from untied.rules import Alignment
