@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import untied
-from cases import LayerCase, build, build_untied, by_layer, geometry_of
+from cases import LayerCase, build, build_untied, by_kind_of_layer, by_layer, geometry_of
 from untied.autograd import LossTerm, cast_for_autocast, untied_operation
 from untied.geometry import DENSE, Geometry
 
@@ -140,7 +140,7 @@ def test_gradients_per_example_by_vmap(make: object) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@by_layer
+@by_kind_of_layer
 def test_autocast_casts_inside_and_gradients_keep_their_dtype(case: LayerCase, dtype: torch.dtype) -> None:
     layer, x = build_untied(case, "kp")
     layer, x = layer.float().eval(), x.detach().float().requires_grad_()

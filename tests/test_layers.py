@@ -31,7 +31,6 @@ def train_gradients(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Te
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "vit_b_16", "densenet121", "googlenet"]
 )
-@pytest.mark.slow
 def test_with_B_equal_to_W_a_whole_model_backpropagates(name: str, rule: str) -> None:
     models = pytest.importorskip("torchvision.models")
     small: dict[str, Any] = {

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 import untied
-from cases import RULES, LayerCase, RuleCase, aligning, by_aligning_rule, by_layer, by_rule, signals, with_kernels
+from cases import (
+    RULES,
+    LayerCase,
+    RuleCase,
+    aligning,
+    by_aligning_rule,
+    by_aligning_rule_and_layer,
+    by_rule,
+    signals,
+    with_kernels,
+)
 from untied import UntiedError, rules
 from untied.operations import Operations
 from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
@@ -35,8 +45,7 @@ from untied.rules import (
 # Every rule of the table, on every layer of the table
 
 
-@by_aligning_rule
-@by_layer
+@by_aligning_rule_and_layer
 def test_R_and_its_gradient_are_those_of_the_readable_penalty(rule: RuleCase, case: LayerCase) -> None:
     r = parse(rule.text)
     s = signals(case)

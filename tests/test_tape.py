@@ -513,6 +513,25 @@ def test_a_copied_model_records_on_its_own() -> None:
     assert_same(gradients(model), gradients(twin))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device: no GPU here")
+@by_rule
+def test_a_model_on_two_devices(rule: RuleCase) -> None:
+    class Split(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features(x).to("cuda")).cpu()
+
+    whole, split = small_net(rule.text), small_net(rule.text)
+    split.__class__ = Split
+    split.hidden.cuda()
+    split.out.cuda()
+    J = [step(model, *small_batch()) for model in (whole, split)]
+    for name, p in split.named_parameters():
+        assert p.grad is None or p.grad.device == p.device, name
+    if not rule.random:
+        torch.testing.assert_close(J[1], J[0])
+        assert_same({n: g if g is None else g.cpu() for n, g in gradients(split).items()}, gradients(whole))
+
+
 # What record() refuses, and what it warns of
 
 
@@ -581,9 +600,8 @@ def test_a_layer_may_be_left_out_later() -> None:
 def test_a_training_pass_outside_record_warns(rule: RuleCase) -> None:
     model, x = small_net(rule.text), small_batch()[0]
     if parse(rule.text).aligns:
-        with pytest.warns(UserWarning, match=r"outside untied.record\(\)") as caught:
+        with pytest.warns(UserWarning, match=r"outside untied.record\(\)"):
             model(x)
-        assert caught[0].filename == __file__ or "cases.py" in caught[0].filename or "nn" in caught[0].filename
     else:
         model(x)  # warnings are errors
     with torch.no_grad():
@@ -597,7 +615,7 @@ def test_the_warning_comes_once_by_default() -> None:
         warnings.simplefilter("default")
         for _ in range(3):
             model(x)
-    assert len(caught) <= 4  # at most once for each place
+    assert len(caught) == 1
 
 
 def test_geometry_helper_leaves_no_trace() -> None:

@@ -11,6 +11,7 @@ with options.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -79,7 +80,10 @@ class _Reader:
 
     def number(self) -> float:
         sign = -1.0 if self.take("-") else 1.0
-        v = sign * float(self.expect("number", "a number").text)
+        token = self.expect("number", "a number")
+        v = sign * float(token.text)
+        if not math.isfinite(v):
+            self.fail(token, "expected a finite number")
         if self.take("/"):
             below = self.expect("number", "a number")
             if float(below.text) == 0:
