@@ -247,7 +247,7 @@ def test_a_name_pattern_reaches_into_the_tree() -> None:
     assert set(untied.untie_(model, "sa", filter="body.*").converted) == {"body.0", "body.1"}
 
 
-@pytest.mark.parametrize("filter", [3, "nothing*", nn.Conv3d, lambda n, m: False, [nn.Linear]], ids=str)
+@pytest.mark.parametrize("filter", [3, "nothing*", nn.Conv3d, lambda n, m: False, [nn.Linear]], ids=range(5))
 def test_a_filter_that_matches_nothing_is_an_error(filter: Any) -> None:
     model = small_net()
     with pytest.raises(UntiedError) as error:

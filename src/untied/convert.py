@@ -79,6 +79,7 @@ def untie_(
 ) -> Report:
     """Untie the backward from the forward weights of a model's layers, in place. Outputs stay bit-identical.
 
+    B is a new parameter: make optimizers, and wrap the model for several devices, afterwards.
     Call it again with another ``filter`` for layers that shall have another rule; layers already untied are
     left as they are.
 
@@ -133,7 +134,8 @@ def untie_(
             f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}"
         )
     for name, module in chosen.items():
-        _check_initialised(name, module)
+        _check_kernels(name, module)
+    _check_shared(modules, chosen)
     # Everything that can fail comes first: an error leaves the model as it was.
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
@@ -240,16 +242,41 @@ def _why_left(name: str, module: nn.Module) -> str:
             f"{where}, a subclass of {base.__name__} whose forward may differ: declare its untied class with "
             f"@untied.register_layer({kind.__name__}), or {leave}"
         )
-    return next(
-        (f"{kind.__name__}: {why}" for t, why in _KNOWN_HARMLESS.items() if isinstance(module, t)),
-        f"{kind.__name__} has no kernel to untie",
-    )
+    for harmless, why in _KNOWN_HARMLESS.items():
+        if isinstance(module, harmless):
+            return f"{kind.__name__}: {why}"
+    own = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() > 1}
+    if "weight" in own:
+        raise UntiedError(
+            f"{where} with a weight of shape {tuple(own['weight'].shape)} and no untied class: declare one with "
+            f"@untied.register_layer({kind.__name__}), or {leave}"
+        )
+    if own:
+        return f"{kind.__name__} has {', '.join(own)}, unknown to untie_: errors through it are backprop's"
+    return f"{kind.__name__} has no kernel to untie"
 
 
-def _check_initialised(name: str, module: nn.Module) -> None:
+def _check_shared(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -> None:
+    """Refuse to untie one of two layers that share a weight, and leave the other to backprop."""
+    owners = {id(getattr(module, w)): name for name, module in chosen.items() for w in _own_weights(module)}
+    for name, module in modules.items():
+        if type(module) in LAYERS and name not in chosen:
+            both = next((w for w in _own_weights(module) if id(getattr(module, w)) in owners), None)
+            if both is not None:
+                other = owners[id(getattr(module, both))]
+                raise UntiedError(
+                    f"{name} shares its {both} with {other}: let the filter take both of them, or neither"
+                )
+
+
+def _check_kernels(name: str, module: nn.Module) -> None:
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         raise UntiedError(
             f"{name} is a lazy {type(module).__name__}, not initialised yet: run one forward pass before untie_"
+        )
+    if any(p.is_complex() for p in module.parameters()):
+        raise UntiedError(
+            f"{name or '(the model)'} has complex weights, which the rules do not cover: leave it out with filter=..."
         )
 
 

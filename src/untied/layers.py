@@ -101,6 +101,10 @@ class Untied:
         """Its backward weights; none under a transport rule."""
         return [B for w in self.own_weights() if (B := getattr(self, backward_name(w), None)) is not None]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For deepcopy: a copy made inside record() is not itself being recorded."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("tape", "listener")}
+
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""
         return [w for w in self.weights if getattr(self, w, None) is not None]

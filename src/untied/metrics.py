@@ -155,16 +155,18 @@ def _gradients(
         # A hook sees the error at y itself, also where an in-place activation overwrites y later.
         y.register_hook(lambda g: calls.append((*call, g.detach())))
 
-    with _same_random_numbers(), torch.enable_grad(), _listening(layers, listen):
-        loss = closure()
+    try:
+        with _same_random_numbers(), torch.enable_grad(), _listening(layers, listen):
+            loss = closure()
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
     if not loss.requires_grad:
         raise UntiedError(
             "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
         )
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    with torch.no_grad():
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
     return {i: g for i, g in zip(parameters, gradients, strict=True) if g is not None}
 
 

@@ -63,7 +63,9 @@ class Tape:
         self.layers = layers
         self.progress = progress
         self.step = step
-        self.place = torch.rand(())  # where in the batch a ``fraction`` begins, 0 to 1
+        rules = [layer.rule for layer in layers.values() if isinstance(layer.rule, Alignment)]
+        # Where in the batch a ``fraction`` begins, 0 to 1. Without one, no random number is taken.
+        self.place = torch.rand(()) if any(rule.fraction < 1 for rule in rules) else torch.zeros(())
         # Settled here, once a step: inside a compiled model they would be guards.
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
@@ -227,7 +229,7 @@ def record(model: nn.Module, *, progress: float | None = None, step: int | None 
         (task + tape.penalty()).backward()
 
     Args:
-        model: a converted model, also wrapped in `DistributedDataParallel` or compiled.
+        model: a converted model, also wrapped in `DistributedDataParallel` or compiled; in training or evaluation mode.
         progress: of training, 0 to 1; needed by coefficients that are functions of it.
         step: number of this training step; needed by rules with ``every``.
 
