@@ -158,15 +158,15 @@ def _gradients(
     try:
         with _same_random_numbers(), torch.enable_grad(), _listening(layers, listen):
             loss = closure()
+        if not loss.requires_grad:
+            raise UntiedError(
+                "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
+            )
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     finally:
         with torch.no_grad():
             for buffer, before in buffers.items():
                 buffer.copy_(before)
-    if not loss.requires_grad:
-        raise UntiedError(
-            "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
-        )
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {i: g for i, g in zip(parameters, gradients, strict=True) if g is not None}
 
 

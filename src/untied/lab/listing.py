@@ -27,7 +27,7 @@ untied compare also takes the optimizer of the backward weights, and gives bare 
 {presets}"""
 
 
-LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False}
+LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 
 
 def print_rules(console: Console | None = None) -> None:
