@@ -160,7 +160,7 @@ def _gradients(
             loss = closure()
         if not loss.requires_grad:
             raise UntiedError(
-                "the closure's loss depends on no parameter that needs a gradient: return the task loss of a forward pass"
+                "the closure's loss needs no gradient of any parameter: return the task loss of a forward pass"
             )
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     finally:
