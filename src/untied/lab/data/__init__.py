@@ -17,15 +17,6 @@ import torch
 
 from untied.errors import UntiedError
 from untied.lab.data.config import DataConfig
-from untied.lab.data.folders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FolderLoader,
-    ImageFiles,
-    cropped,
-    list_images,
-    randomly_cropped,
-)
 from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.sources import SOURCES, Source
 from untied.lab.data.splits import split
@@ -107,6 +98,16 @@ def from_source(source: Source, config: DataConfig, *, seed: int, device: torch.
 
 def _folder(config: DataConfig, seed: int, device: torch.device | str) -> Dataset:
     """Training and validation from root/train; the test split is root/val, or root/test without a val."""
+    from untied.lab.data.folders import (  # here, as they need torchvision, which is slow to import
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        FolderLoader,
+        ImageFiles,
+        cropped,
+        list_images,
+        randomly_cropped,
+    )
+
     assert config.root is not None  # DataConfig has seen to it
     if not config.root.is_dir():
         raise UntiedError(f"no folder {config.root}: root must hold train/CLASS/IMAGE and val/CLASS/IMAGE")

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 
 from untied.errors import UntiedError
 from untied.lab.data.config import DataConfig
 from untied.lab.data.splits import split
+
+if TYPE_CHECKING:
+    import torchvision
 
 __all__ = ["SOURCES", "Source", "read_idx"]
 
@@ -91,6 +94,8 @@ def _idx_files(config: DataConfig, name: str, torchvision_name: str, classes: tu
 
     stems = [f"{half}-{kind}" for half in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     if config.download and not all(map(find, stems)):
+        import torchvision  # here, as it is slow to import
+
         _download(config, root, getattr(torchvision.datasets, torchvision_name))
     paths = [find(stem) for stem in stems]
     arrays = []
@@ -145,11 +150,15 @@ def cifar10(config: DataConfig) -> Source:
     """CIFAR-10 (Krizhevsky, 2009) in torchvision's layout, or from an .npz of JPEG images."""
     if config.root is not None and config.root.suffix == ".npz":
         return _jpeg_archive(config.root)
+    import torchvision
+
     return _cifar(config, "CIFAR-10", torchvision.datasets.CIFAR10)
 
 
 def cifar100(config: DataConfig) -> Source:
     """CIFAR-100 (Krizhevsky, 2009) in torchvision's layout."""
+    import torchvision
+
     return _cifar(config, "CIFAR-100", torchvision.datasets.CIFAR100)
 
 

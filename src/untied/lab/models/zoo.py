@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from untied.errors import UntiedError
@@ -70,6 +69,8 @@ def _in_one_line(what: str, call: Callable[[], Any]) -> Any:
 
 
 def _torchvision_names() -> list[str]:
+    import torchvision  # here, as it is slow to import and our own networks do not need it
+
     found: list[str] = torchvision.models.list_models(module=torchvision.models)
     return found
 
@@ -79,6 +80,8 @@ def _torchvision(name: str, input_shape: tuple[int, int, int], classes: int, **o
         raise UntiedError(
             f"torchvision:{name} takes images of 3 channels, not {input_shape[0]}: choose a model of ours"
         )
+    import torchvision
+
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return model
 
