@@ -94,7 +94,7 @@ class CompareConfig:
     """The network: mlp-256-128, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
-    epochs: int = 8
+    epochs: int = 7
     """Passes over the training images."""
     seeds: int = 3
     """How many times each rule is trained, each time from other weights and another order of the images."""
@@ -117,7 +117,7 @@ class CompareConfig:
     """Where to train: cpu, cuda, cuda:1, ..."""
     workers: int = 2
     """Runs at a time, each in a process of its own; 0 trains in this process."""
-    timing_steps: int = 15
+    timing_steps: int = 12
     """Interleaved steps by which each rule's cost is measured at the end; 0 leaves it out."""
     out: Path | None = None
     """Folder for everything that is written; runs/compare-TIME by default."""
