@@ -26,7 +26,7 @@ from .geometry import Geometry
 from .layers import Untied, untied_layers
 from .rules import Backpropagation
 
-__all__ = ["AlignmentTable", "LayerAlignment", "angle", "measure", "norm_ratios", "weight_angles"]
+__all__ = ["AlignmentTable", "LayerAlignment", "angle", "gradient_angle", "measure", "norm_ratios", "weight_angles"]
 
 Call = tuple[Tensor, Geometry, Tensor, Tensor, Tensor]
 """One call of a layer: x, geometry, W, B, and the error g at its output."""
@@ -102,14 +102,29 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
     """
     layers = _layers(model)
     seen: dict[str, list[Call]] = {name: [] for name in layers}
-    pseudo = _gradients(model, closure, seen)
-    with _backpropagating(layers):
-        exact = _gradients(model, closure, None)
+    pseudo, exact = _both_gradients(model, closure, seen)
     with _same_random_numbers():
         rows = {name: _row(layer, seen[name], pseudo, exact) for name, layer in layers.items()}
+    return AlignmentTable(rows, _whole(pseudo, exact))
+
+
+def gradient_angle(model: nn.Module, closure: Callable[[], Tensor]) -> float:
+    """The gradient angle of the whole network alone, in degrees: `measure` without the layers, at half its cost."""
+    return _whole(*_both_gradients(model, closure, None))
+
+
+def _whole(pseudo: dict[int, Tensor], exact: dict[int, Tensor]) -> float:
     both = [k for k in exact if k in pseudo]
-    whole = angle(_cat(pseudo, both), _cat(exact, both))
-    return AlignmentTable(rows, whole)
+    return angle(_cat(pseudo, both), _cat(exact, both))
+
+
+def _both_gradients(
+    model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list[Call]] | None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """(pseudogradients, gradients) of one batch."""
+    pseudo = _gradients(model, closure, seen)
+    with _backpropagating(_layers(model)):
+        return pseudo, _gradients(model, closure, None)
 
 
 def _row(

@@ -121,4 +121,4 @@ def gradient_angle(model: nn.Module, data: Dataset) -> float:
     def loss() -> Tensor:
         return F.cross_entropy(model(images[:size]), labels[:size])
 
-    return untied.metrics.measure(model, loss).gradient_angle
+    return untied.metrics.gradient_angle(model, loss)
