@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -31,6 +31,79 @@ def compare(arguments: list[str]) -> int:
     from untied.lab.config import CompareConfig
 
     return compare(read_config(CompareConfig, arguments, "untied compare"))
+
+
+def train(arguments: list[str]) -> int:
+    """Train one network in a run folder, on one device or many; --resume RUN goes on with it."""
+    from untied.lab import recipes
+    from untied.lab.config import TrainConfig
+
+    words, run = take_option(arguments, "--resume")
+    if run is not None:
+        if words:
+            raise UntiedError(f"--resume goes on with the run's own configuration: leave out {words[0]}")
+        from untied.lab.train import resume
+
+        return resume(Path(run))
+    config = read_config(TrainConfig, recipes.chosen(words), "untied train")
+    from untied.lab.train import train  # here, as it is slow to import
+
+    return train(config)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Print a trained run's accuracy on a split, and every angle by layer."""
+    from untied.lab.evaluate import Which, evaluate_run
+
+    @dataclass(frozen=True)
+    class Evaluation:
+        """Top-1, top-5, loss, and all angles by layer, of a run that untied train has made."""
+
+        run: Annotated[Path, tyro.conf.Positional]
+        """The run folder."""
+        split: Literal["test", "validation", "train"] = "test"
+        """Which images."""
+        checkpoint: Which = "last"
+        """The last one, or the best on validation."""
+        root: Path | None = None
+        """Where the data lies now, if not where it lay in training."""
+        accelerator: str = "auto"
+        """cpu, cuda, mps, or auto: the best there is."""
+
+    c = read_config(Evaluation, arguments, "untied evaluate")
+    return evaluate_run(c.run, c.split, c.checkpoint, c.root, c.accelerator)
+
+
+def export(arguments: list[str]) -> int:
+    """Write a run's plain weights, as the stock model loads them."""
+    from untied.lab.evaluate import Which, export
+
+    @dataclass(frozen=True)
+    class Export:
+        """The forward weights of a run that untied train has made, as a plain state dict without backward weights."""
+
+        run: Annotated[Path, tyro.conf.Positional]
+        """The run folder."""
+        out: Path = Path("model.safetensors")
+        """The file to write."""
+        checkpoint: Which = "last"
+        """The last one, or the best on validation."""
+
+    c = read_config(Export, arguments, "untied export")
+    return export(c.run, c.out, c.checkpoint)
+
+
+def recipes(arguments: list[str]) -> int:
+    """List the recipes: the paper's tables at full size and at sizes for one GPU or two cores."""
+    from untied.lab.recipes import print_recipes
+
+    @dataclass(frozen=True)
+    class Nothing:
+        """List the recipes that untied train takes by name."""
+
+    read_config(Nothing, arguments, "untied recipes")
+    print_recipes()
+    return 0
 
 
 def rules(arguments: list[str]) -> int:
@@ -60,7 +133,10 @@ def report(arguments: list[str]) -> int:
     return again(read_config(Where, arguments, "untied report").run)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"compare": compare, "rules": rules, "report": report}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
+    "report": report,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,12 +184,12 @@ def command(words: list[str]) -> int:
 
 
 def read_config(kind: type[T], arguments: list[str], program: str) -> T:
-    """A config from the command line, over the YAML file that --config names, over the defaults.
+    """A config from the command line, over the YAML file that --config names (or that a recipe is), over the defaults.
 
     Raises:
         UntiedError: an unknown flag (with the nearest known one), or an impossible value.
     """
-    from untied.lab.config import read_yaml
+    from untied.lab.reading import read_yaml
 
     arguments = [re.sub(r"^--data(?==|$)", "--data.name", word) for word in arguments]
     arguments, file = take_option(arguments, "--config")
@@ -150,7 +226,7 @@ def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]
 
 def flags_of(kind: type[Any], prefix: str = "--") -> list[str]:
     """Every flag that a config dataclass gives rise to."""
-    from untied.lab.config import nested_config
+    from untied.lab.reading import nested_config
 
     flags = ["--config"] if prefix == "--" else []
     for field in dataclasses.fields(kind):

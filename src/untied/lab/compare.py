@@ -24,9 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from untied.errors import UntiedError
 from untied.lab import plots, report
-from untied.lab.config import CompareConfig, from_mapping, label, parse_entry
-from untied.lab.loop import NotFinite, dataset, delay_epochs, network, train
+from untied.lab.config import CompareConfig, PhaseConfig, label, parse_entry
+from untied.lab.devices import single_device
+from untied.lab.loop import NotFinite, dataset, network, train
 from untied.lab.optim import Optimizers, time_constant
+from untied.lab.phases import Plan
+from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, file_name
 from untied.lab.timing import step_costs
 
@@ -75,11 +78,7 @@ def say(console: Console, line: str) -> None:
 
 def check(config: CompareConfig) -> tuple[float, str]:
     """Try out all that can fail before anything is trained. Returns the chance level, and the data in words."""
-    try:
-        torch.empty(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UntiedError(f"device {config.device!r} cannot be used: {reason}; cpu always can") from None
+    single_device(config.device)
     data = dataset(config.data, config.first_seed, config.device)
     if config.evaluate_on == "validation" and not data.validation.size:
         raise UntiedError(
@@ -87,7 +86,8 @@ def check(config: CompareConfig) -> tuple[float, str]:
         )
     for entry in config.rules:
         rule, backward = parse_entry(entry, config.backward)
-        Optimizers(network(config, data, entry, config.first_seed), rule, config.forward, backward, steps=1)
+        model = network(config.run(entry, config.first_seed), data)
+        Optimizers(model, rule, config.forward, backward, steps=1)
     return 1 / len(data.classes), str(data)
 
 
@@ -97,7 +97,9 @@ def check(config: CompareConfig) -> tuple[float, str]:
 def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], chance: float, console: Console) -> None:
     """Train every rule with every seed; write metrics and results as they come, results into ``results`` too."""
     jobs = [(entry, seed) for seed in config.all_seeds for entry in config.rules]
-    total = sum(config.epochs + delay_epochs(config, entry) for entry, _ in jobs)
+    phases = PhaseConfig(delay=config.delay)
+    rules = {entry: parse_entry(entry, config.backward)[0] for entry in config.rules}
+    total = sum(len(Plan(phases, rules[entry], config.epochs, 1).numbers) for entry, _ in jobs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -130,12 +132,16 @@ def one_run(config: CompareConfig, entry: str, seed: int, path: str, send: Calla
     """Train once; send each epoch's metrics and then the result."""
     result: Message = {"kind": "done", "rule": entry, "seed": seed, "accuracy": None, "failure": None}
     try:
-        model, final = train(config, entry, seed, lambda metrics: send({"kind": "epoch", "metrics": metrics}))
+        model, final = train(
+            config.run(entry, seed),
+            lambda metrics: send({"kind": "epoch", "metrics": metrics | {"rule": label(entry)}}),
+            single_device(config.device),
+        )
         about = {"rule": entry, "seed": str(seed)}
         RunFolder.open(path).write_weights(weights_name(entry, seed), model.state_dict(), about)
         result |= final
     except NotFinite as failure:
-        result["failure"] = str(failure)
+        result["failure"] = f"rule {label(entry)}: {failure}"
     send(result)
 
 

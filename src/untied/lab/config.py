@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from untied import schedules
 from untied.algebra import Rule
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
+from untied.lab.reading import from_mapping
+from untied.primitives import Coefficient, value
 from untied.rules import parse
 
-__all__ = ["PRESETS", "CompareConfig", "OptimizerConfig", "from_mapping", "label", "parse_entry", "read_yaml"]
-
-T = TypeVar("T")
+__all__ = [
+    "PRESETS",
+    "CompareConfig",
+    "DeviceConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "TrainConfig",
+    "label",
+    "parse_entry",
+]
 
 UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
+ELSEWHERE = {"SWATS": "pytorch_optimizer"}  # not in torch.optim: the package that has it
+
+Argument = bool | float | str | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -30,40 +41,222 @@ class OptimizerConfig:
     """An optimizer and its learning rate over a run."""
 
     name: str = "SGD"
-    """Any class of torch.optim."""
+    """Any class of torch.optim; or SWATS, if pytorch-optimizer is installed."""
     lr: float = 0.1
     """Learning rate at its highest."""
+    base_batch: int | None = None
+    """The batch size that lr is for: it is used times batch size / base_batch. Without one, lr is used as it is."""
     momentum: float = 0.9
     """For optimizers that have it."""
     weight_decay: float = 0.0
     """Pulls kernels (not biases, not scales) to zero. Backward weights have their rule's decay instead."""
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    """Further arguments of the optimizer, such as nesterov True, or betas 0.9,0.95."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """step divides by 10 after a third, two thirds and eight ninths of the run (30, 60, 80 of 90 epochs)."""
     warmup: float = 0.0
     """Fraction of the run in which the learning rate rises linearly from 0."""
     clip: float | None = None
-    """Largest norm of this group's gradient, or none."""
+    """Bound on this group's gradient, or none."""
+    clip_by: Literal["norm", "value"] = "norm"
+    """What clip bounds: the norm of the whole group's gradient, or each of its elements."""
+    noise: float = 0.0
+    """Standard deviation of the noise of each update; 0 adds none."""
+    noise_on: Literal["gradient", "variable"] = "gradient"
+    """Where the noise goes: on the gradient (the paper, section 5), or, times the learning rate, on the variable after
+    the update (the paper's reference code). The same under plain SGD alone."""
+    noise_kind: Literal["normal", "uniform"] = "normal"
+    """Its distribution."""
 
     def __post_init__(self) -> None:
-        known = [
-            name
-            for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in UNUSABLE
-        ]
+        known = optimizer_names()
         if self.name not in known:
             near = difflib.get_close_matches(self.name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UntiedError(f"unknown optimizer {self.name!r}: {hint}possible are {', '.join(sorted(known))}")
         if not self.lr > 0:
             raise UntiedError(f"lr is {self.lr}: it must be above 0")
+        if self.base_batch is not None and self.base_batch < 1:
+            raise UntiedError(f"base_batch is {self.base_batch}: it must be at least 1, or left out")
         if not 0 <= self.momentum < 1:
             raise UntiedError(f"momentum is {self.momentum}: it must be at least 0 and below 1")
-        if not self.weight_decay >= 0:
-            raise UntiedError(f"weight_decay is {self.weight_decay}: it must be at least 0")
+        for name in ("weight_decay", "noise"):
+            if not getattr(self, name) >= 0:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if not 0 <= self.warmup <= 1:
             raise UntiedError(f"warmup is {self.warmup}: it is a fraction of the run, 0 to 1")
         if self.clip is not None and not self.clip > 0:
             raise UntiedError(f"clip is {self.clip}: it must be above 0, or left out")
+        for name in ("lr", "momentum", "weight_decay"):
+            if name in self.arguments:
+                raise UntiedError(f"arguments has {name}, which is a setting of its own: give {name} itself")
+
+
+def optimizer_names() -> list[str]:
+    """The names that ``OptimizerConfig`` takes."""
+    ours = [
+        name
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in UNUSABLE
+    ]
+    return [*ours, *ELSEWHERE]
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """When the task is trained and when the backward weights align. Rules with nothing to align skip all of it."""
+
+    kind: Literal["simultaneous", "alternating", "mirror"] = "simultaneous"
+    """simultaneous: both in every step. alternating: one step of alignment alone, then task_steps of the task alone.
+    mirror: mirror_epochs of alignment alone, then engaged_epochs of the task alone, as weight mirror has it."""
+    delay: int = 0
+    """Epochs of alignment alone before everything else. They are not counted in epochs."""
+    task_steps: int = 1
+    """For alternating: task steps after each alignment step."""
+    mirror_epochs: int = 1
+    """For mirror: epochs of alignment alone in each cycle. They are counted in epochs."""
+    engaged_epochs: int = 1
+    """For mirror: epochs of the task alone in each cycle."""
+    task: str = "1"
+    """Weight of the task loss J: a number, or a schedule such as "linear(0, 1, stop=0.1)"."""
+    align: str = "1"
+    """Weight of the penalty R, likewise."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("delay", 0), ("task_steps", 1), ("mirror_epochs", 1), ("engaged_epochs", 1)):
+            if getattr(self, name) < least:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for kind, names in (("alternating", ["task_steps"]), ("mirror", ["mirror_epochs", "engaged_epochs"])):
+            for name in names:
+                if self.kind != kind and getattr(self, name) != 1:
+                    raise UntiedError(f"phases.{name} is {getattr(self, name)} but phases.kind is {self.kind}: {name} "
+                                      f"is for {kind}; change one of the two")  # fmt: skip
+        for name in ("task", "align"):
+            weight(name, getattr(self, name))
+
+
+def weight(name: str, text: str) -> Coefficient:
+    """The weight of a loss term from its text.
+
+    Raises:
+        UntiedError: it cannot be read, or is negative.
+    """
+    try:
+        given = schedules.parse(text)
+        lowest = min(value(given, at / 20) for at in range(21))
+    except UntiedError as error:
+        raise UntiedError(f"phases.{name}: {error}") from None
+    if lowest < 0:
+        raise UntiedError(f"phases.{name} is {text}: a loss term's weight must not be negative")
+    return given
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where a run computes, and in which numbers."""
+
+    accelerator: str = "auto"
+    """cpu, cuda, mps, tpu, or auto: the best there is."""
+    devices: int | None = None
+    """Processes on each machine, one for each device. By default one, or as many as torchrun has started."""
+    nodes: int = 1
+    """Machines. Start the same command on each, with torchrun or srun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """For several processes: ddp (auto) copies the network to each, fsdp shards weights, gradients and optimizers."""
+    precision: Literal["32", "bf16", "16"] = "32"
+    """32; or mixed with bfloat16, or with float16 and loss scaling."""
+    tf32: bool = False
+    """Let float32 products round to TF32 on GPUs that have it."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    channels_last: bool = False
+    """Keep convolutions' tensors with channels last, which many devices prefer."""
+    sync_batch_norm: bool = False
+    """Batch normalisation over the whole batch rather than over each process's part of it."""
+
+    def __post_init__(self) -> None:
+        if self.devices is not None and self.devices < 1:
+            raise UntiedError(f"devices is {self.devices}: it must be at least 1, or left out")
+        if self.nodes < 1:
+            raise UntiedError(f"nodes is {self.nodes}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one network with one learning rule."""
+
+    rule: str = "sa"
+    """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay"; untied rules lists what there is."""
+    model: str = "resnet18"
+    """The network: mlp-256-128-tanh, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
+    data: DataConfig = field(default_factory=lambda: DataConfig("digits"))
+    """The data; --data NAME is short for --data.name NAME. data.batch_size counts the images of all processes."""
+    epochs: int = 10
+    """Passes over the training images."""
+    seed: int = 0
+    """Of initial weights, the order of images, augmentation and noise."""
+    init: Literal["like", "copy"] = "like"
+    """The backward weights' start: drawn like the forward weights, or a copy of them."""
+    forward: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(weight_decay=1e-4, schedule="cosine", warmup=0.05)
+    )
+    """Of the forward weights, and of the backward weights of Kolen-Pollack, whose convergence needs the same steps
+    and whose decay takes the place of the forward weight decay."""
+    backward: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Of the backward weights."""
+    phases: PhaseConfig = field(default_factory=PhaseConfig)
+    """When what is trained."""
+    label_smoothing: float = 0.0
+    """Of the task loss, cross-entropy."""
+    ema: float | None = None
+    """Decay, a step, of an exponential moving average of all weights, which is then what is evaluated."""
+    accumulate: int = 1
+    """Parts in which a batch is computed one after the other, to save memory."""
+    devices: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where it runs."""
+    angles: Literal["all", "weights"] = "all"
+    """What is measured of the alignment after each epoch: all, or weight angles and the whole gradient's angle."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """The split that is evaluated once, at the end. Tune on validation."""
+    checkpoint_minutes: float = 10.0
+    """Save everything after each epoch, and within an epoch whenever so many minutes have passed."""
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    """Send the metrics to Weights & Biases or MLflow too, if installed."""
+    out: Path | None = None
+    """The run folder; runs/train-TIME by default."""
+    overwrite: bool = False
+    """Replace an earlier run in that folder."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("seed", 0), ("accumulate", 1), ("checkpoint_minutes", 0)):
+            if getattr(self, name) < least:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UntiedError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UntiedError(f"ema is {self.ema}: it must be between 0 and 1, such as 0.999, or left out")
+        if self.ema is not None and self.devices.strategy == "fsdp":
+            raise UntiedError(
+                "ema is set and devices.strategy is fsdp: the average would need every weight on every device; "
+                "leave ema out, or use ddp"
+            )
+        if self.data.batch_size % self.accumulate:
+            raise UntiedError(
+                f"accumulate is {self.accumulate} but data.batch_size is {self.data.batch_size}: "
+                "the first must divide the second"
+            )
+        if self.evaluate_on == "validation" and not self.data.validation:
+            raise UntiedError(
+                "evaluate_on is validation but data.validation is 0: hold some images out, or use the test split"
+            )
+        rule = parse(self.rule)
+        if rule.copies_gradient and self.phases.kind != "simultaneous":
+            raise UntiedError(
+                f"rule is {self.rule} but phases.kind is {self.phases.kind}: Kolen-Pollack's backward weights move "
+                "with the forward ones, in every step; use simultaneous"
+            )
+        if max(value(weight("task", self.phases.task), at / 20) for at in range(21)) == 0:
+            raise UntiedError(f"phases.task is {self.phases.task}: the task would never be trained; give it a weight")
 
 
 PRESETS = {
@@ -144,6 +337,15 @@ class CompareConfig:
         """The rules with presets written out."""
         return tuple(PRESETS.get(rule.strip(), rule.strip()) for rule in self.rules)
 
+    def run(self, entry: str, seed: int) -> TrainConfig:
+        """One of the runs: an entry of ``rules``, a seed."""
+        rule, backward = parse_entry(entry, self.backward)
+        return TrainConfig(
+            rule=str(rule), model=self.model, data=self.data, epochs=self.epochs, seed=seed, init=self.init,
+            forward=self.forward, backward=backward, phases=PhaseConfig(delay=self.delay), angles="weights",
+            evaluate_on=self.evaluate_on,
+        )  # fmt: skip
+
     @property
     def all_seeds(self) -> range:
         """The seeds of each rule's runs."""
@@ -177,54 +379,3 @@ def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerCo
             raise UntiedError(f"cannot read {part!r} in {text!r}: settings of an optimizer are written key=value")
         settings[key] = float(word) if _EXPONENT.fullmatch(word) else yaml.safe_load(word)
     return rule, from_mapping(OptimizerConfig, {"name": match["name"], **settings}, f"the optimizer of {text!r}")
-
-
-def from_mapping(kind: type[T], values: Any, what: str) -> T:
-    """A config from plain values, such as YAML's.
-
-    Raises:
-        UntiedError: an unknown key (with the nearest known one), or a value of the wrong type.
-    """
-    _check_keys(kind, values, what, "")
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        ours = first.get("ctx", {}).get("error")
-        if isinstance(ours, UntiedError):
-            raise UntiedError(f"{what}: {ours}") from None
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UntiedError(f"{what}: {where} is {first['input']!r}: {first['msg']}") from None
-
-
-def _check_keys(kind: type, values: Any, what: str, prefix: str) -> None:
-    if not isinstance(values, dict):
-        raise UntiedError(f"{what}: {prefix.rstrip('.') or 'it'} is {values!r}, where keys and values are needed")
-    names = {f.name: f for f in dataclasses.fields(kind)}
-    for key, inner in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UntiedError(f"{what}: unknown key {prefix}{key}: {hint}possible are {', '.join(names)}")
-        nested = nested_config(names[key])
-        if nested is not None:
-            _check_keys(nested, inner, what, f"{prefix}{key}.")
-
-
-def nested_config(of: dataclasses.Field[Any]) -> type | None:
-    """The dataclass that a field holds, or None."""
-    example = of.default_factory() if of.default_factory is not dataclasses.MISSING else None
-    return type(example) if dataclasses.is_dataclass(example) else None
-
-
-def read_yaml(kind: type[T], path: Path) -> T:
-    """A config from a YAML file.
-
-    Raises:
-        UntiedError: the file cannot be read, or is not such a config.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UntiedError(f"cannot read config {path}: {' '.join(str(error).split())}") from None
-    return from_mapping(kind, {} if values is None else values, f"config {path}")

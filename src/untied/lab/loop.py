@@ -1,26 +1,49 @@
-"""One run: a network, a rule and a seed, trained and evaluated."""
+"""One run: a network, a rule and a seed, trained and evaluated; to be interrupted and continued at any step.
+
+Everything random in a step is drawn from a generator that is seeded with the run's seed, the step and the process, so a
+run that goes on from a checkpoint is, bit for bit on a CPU, the run that was never interrupted.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import untied
-from untied.lab.config import CompareConfig, label, parse_entry
+from untied.algebra import Rule
+from untied.errors import UntiedError
+from untied.lab import checkpoint
+from untied.lab.checkpoint import Position
+from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, Dataset, Loader, load
+from untied.lab.devices import agree, broadcast_buffers, prepared, single_device, unsharded
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
-from untied.lab.step import NotFinite, Phase, training_step
+from untied.lab.phases import Plan
+from untied.lab.step import NotFinite, Objective, training_step
+from untied.rules import parse
 
-__all__ = ["NotFinite", "dataset", "delay_epochs", "evaluate", "network", "train"]
+__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "train"]
 
 Report = Callable[[dict[str, Any]], None]
+CHECK_EVERY = 20  # steps between two looks at a device that computes on its own
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved where it is."""
 
 
 @lru_cache(maxsize=1)  # successive runs of a process mostly differ in their rule alone
@@ -29,96 +52,338 @@ def dataset(config: DataConfig, seed: int, device: str) -> Dataset:
     return load(config, seed=seed, device=device)
 
 
-def network(config: CompareConfig, data: Dataset, entry: str, seed: int) -> nn.Module:
-    """The untied network: for one seed, W and B start the same under every rule."""
-    rule, _ = parse_entry(entry, config.backward)
-    torch.manual_seed(seed)
-    model = build(config.model, input_shape=data.input_shape, classes=len(data.classes))
-    torch.manual_seed(seed)  # the magnitudes of sign symmetry
-    start = torch.Generator().manual_seed(seed + 1_000_003) if config.init == "like" else config.init
-    untied.untie_(model, rule, init=start)
-    return model.to(config.device)
-
-
-def delay_epochs(config: CompareConfig, entry: str) -> int:
-    """Epochs of alignment alone: none for a rule that has nothing to align without the task."""
-    rule, _ = parse_entry(entry, config.backward)
-    return config.delay if rule.aligns and not rule.copies_gradient else 0
-
-
-def train(config: CompareConfig, entry: str, seed: int, report: Report) -> tuple[nn.Module, dict[str, Any]]:
-    """Train one network with one rule, and evaluate it once, at the end.
-
-    Args:
-        entry: the rule, one of ``CompareConfig.entries``.
-        report: called after every epoch with that epoch's metrics. Epochs of the task count from 1; those of alignment
-            alone, before them, up to 0.
-
-    Returns:
-        The network, and its result: accuracy on ``config.evaluate_on``, and final angles.
+def network(config: TrainConfig, data: Dataset) -> nn.Module:
+    """The untied network: for one seed, W and B start the same under every rule.
 
     Raises:
-        NotFinite: the loss stopped being a number; names layer, step and rule.
+        UntiedError: the model does not fit the data, or cannot be untied.
     """
-    data = dataset(config.data, seed, config.device)
-    model = network(config, data, entry, seed)
-    rule, backward = parse_entry(entry, config.backward)
-    delay = delay_epochs(config, entry)
-    length = len(data.train)
-    total = (delay + config.epochs) * length
-    optimizers = Optimizers(model, rule, config.forward, backward, config.epochs * length, delay * length)
-    torch.manual_seed(seed)  # noise, dropout
-    step = 0
-    metrics: dict[str, Any] = {}
-    for epoch in range(1 - delay, config.epochs + 1):
-        phase = Phase() if epoch > 0 else Phase(task=0.0)
-        model.train()
-        sums = torch.zeros(3, device=config.device)  # J, R, images right
-        # the task sees the same order of images under every rule, whatever went before
-        for images, labels in data.train.epoch(epoch - 1 if epoch > 0 else config.epochs - epoch):
+    torch.manual_seed(config.seed)
+    model = build(config.model, input_shape=data.input_shape, classes=len(data.classes))
+    torch.manual_seed(config.seed)  # the magnitudes of sign symmetry
+    start = torch.Generator().manual_seed(config.seed + 1_000_003) if config.init == "like" else config.init
+    untied.untie_(model, parse(config.rule), init=start)
+    return model
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of a split: top-1 and top-5 accuracy, 0 to 1, and mean loss."""
+
+    top1: float
+    top5: float
+    loss: float
+
+
+class Run:
+    """A run in memory: network, optimizers, and where it is.
+
+    Args:
+        config: of the run.
+        fabric: launched; by default the CPU.
+        folder: where checkpoints go; without one, none are written.
+
+    Attributes:
+        images: trained on so far in this process, and elapsed: the seconds it took, for a display.
+        last: J, R, top-1 of the epoch so far in this process, for a display. tick: called when they are new.
+        stop: set it to end the run after its current step.
+    """
+
+    def __init__(self, config: TrainConfig, fabric: Fabric | None = None, folder: Path | None = None) -> None:
+        self.config = config
+        self.fabric = fabric = fabric or single_device()
+        self.folder = folder
+        self.data = dataset(config.data, config.seed, str(fabric.device))
+        self.rule: Rule = parse(config.rule)
+        self.plan = Plan(config.phases, self.rule, config.epochs, len(self.data.train))
+        self.model = prepared(network(config, self.data), config.devices)
+        self.objective = fabric.setup_module(Objective(self.model, config.label_smoothing))
+        task, align = self.plan.counts()
+        size = config.data.batch_size
+        self.optimizers = Optimizers(self.model, self.rule, config.forward, config.backward, task, align, size)
+        self.mover = fabric.setup_optimizers(self.optimizers)
+        self.average = (
+            None if config.ema is None else AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        )
+        self.position = Position(identity=identity(config, self.data))
+        wide = torch.float32 if fabric.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(5, dtype=wide, device=fabric.device)  # J, R, right, right among five, images
+        self.tick: Callable[[], None] = lambda: None
+        self.stop = False
+        self.images, self.elapsed, self.last = 0, 0.0, (math.nan, math.nan, math.nan)
+        self._saved = time.monotonic()
+
+    # Training
+
+    def train(self, report: Report) -> dict[str, Any]:
+        """Train to the end, and evaluate once.
+
+        Args:
+            report: called after every epoch with that epoch's metrics.
+
+        Returns:
+            The result: accuracy on ``config.evaluate_on``, and final angles.
+
+        Raises:
+            NotFinite: the loss stopped being a number; names layer and step.
+            Stopped: ``stop`` was set; where the run is has been saved.
+        """
+        metrics: dict[str, Any] = {}
+        for number in self.plan.numbers:
+            index = number - 1 + self.plan.delay
+            if index < self.position.lines:
+                continue
+            self.epoch(number, self.position.step - index * self.plan.length)
+            metrics = self.measure(number)
+            best = self.note_best(number, metrics.get("validation_accuracy"))
+            self.position.lines += 1
+            report(metrics)
+            self.sums.zero_()
+            if best:
+                self.save("best")
+            self.save("last")
+            if self.anywhere(self.stop):
+                raise Stopped
+        return self.result(metrics)
+
+    def epoch(self, number: int, start: int) -> None:
+        """The steps of an epoch, from its step ``start`` on."""
+        config, fabric, plan = self.config, self.fabric, self.plan
+        share = (fabric.global_rank, fabric.world_size)
+        self.objective.train()
+        batches = self.data.train.epoch(plan.order(number), start=start, share=share)
+        for step, (images, labels) in zip(plan.of_epoch(number, start), batches, strict=True):
+            before = time.perf_counter()
+            look = fabric.device.type == "cpu" or step % CHECK_EVERY == 0
+            if config.devices.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            seed_step(config.seed, step, fabric.global_rank)
             try:
-                done = training_step(model, images, labels, optimizers, phase, progress=step / total, step=step)
+                done = training_step(
+                    self.objective, images, labels, self.optimizers, plan.phase(step),
+                    progress=step / plan.steps, step=step, parts=config.accumulate, anywhere=self.anywhere if look else None,
+                    backward=fabric.backward, move=self.move,
+                    apart=lambda: fabric.no_backward_sync(self.objective),
+                )  # fmt: skip
             except NotFinite as failure:
-                raise NotFinite(f"rule {label(entry)}: {failure}; try a lower learning rate") from None
-            right = (done.logits.argmax(1) == labels).float().mean()
-            sums += torch.stack([done.task, done.penalty.to(done.task), right])
-            step += 1
-        metrics = {"rule": label(entry), "seed": seed, "epoch": epoch, "step": step}
-        means = (sums / length).tolist()
-        metrics |= dict(zip(("train_loss", "penalty", "train_accuracy"), means, strict=True))
-        if data.validation.size:
-            accuracy, loss = evaluate(model, data.validation)
-            metrics |= {"validation_loss": loss, "validation_accuracy": accuracy}
-        metrics |= {"weight_angle": untied.metrics.weight_angles(model), "gradient_angle": gradient_angle(model, data)}
-        report(metrics)
-    accuracy, _ = evaluate(model, data.test if config.evaluate_on == "test" else data.validation)
-    angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
-    return model, {
-        "accuracy": accuracy,
-        "weight_angle": sum(angles) / len(angles) if angles else None,
-        "gradient_angle": metrics["gradient_angle"],
-    }
+                raise NotFinite(f"{failure}; try a lower learning rate") from None
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.count(done.task, done.penalty, done.logits, labels)
+            self.position.step = step + 1
+            self.images += len(images) * fabric.world_size
+            self.elapsed += time.perf_counter() - before
+            if look:
+                self.look()
+
+    def anywhere(self, so: bool) -> bool:
+        """Whether something is so in any process."""
+        return agree(self.fabric, so)[0]
+
+    def move(self) -> None:
+        """A step of the optimizers. Noise on updates has to be the same in every process that holds a weight whole."""
+        own = self.fabric.global_rank if self.config.devices.strategy == "fsdp" else 0
+        seed_step(self.config.seed, self.position.step, own, update=True)
+        self.mover.step()
+
+    def count(self, J: Tensor, R: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step to the sums of its epoch."""
+        n = len(labels)
+        self.sums += torch.stack([J * n, R * n, *hits(logits, labels), J.new_tensor(n)]).to(self.sums)
+
+    def look(self) -> None:
+        """Between two steps: save if it is time, stop if asked to; all processes together."""
+        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
+        total = self.sums.tolist()
+        self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))  # type: ignore[assignment]
+        self.tick()
+        if stop or late:
+            broadcast_buffers(self.fabric, self.model)
+            self.save("last")
+        if stop:
+            raise Stopped
+
+    # Measuring
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def measure(self, number: int) -> dict[str, Any]:
+        """The metrics of an epoch that has ended."""
+        fabric, config = self.fabric, self.config
+        broadcast_buffers(fabric, self.model)
+        J, R, right, right5, count = fabric.all_reduce(self.sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        metrics: dict[str, Any] = {
+            "rule": config.rule,
+            "seed": config.seed,
+            "epoch": number,
+            "step": self.position.step,
+        }
+        metrics |= {"train_loss": J / count, "penalty": R / count}
+        metrics |= {"train_accuracy": right / count, "train_top5": right5 / count}
+        with unsharded(self.model):
+            if self.data.validation.size:
+                scores = evaluate(self.evaluated, self.data.validation, fabric)
+                metrics |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1,
+                            "validation_top5": scores.top5}  # fmt: skip
+            metrics |= alignment(self.model, self.data, fabric, config)
+        for split in ("train", "validation"):
+            damaged = getattr(self.data, split).damaged
+            if damaged:
+                metrics[f"{split}_damaged"] = len(damaged)
+        return metrics
+
+    def note_best(self, number: int, accuracy: float | None) -> bool:
+        """Whether this is the best epoch so far on validation."""
+        if accuracy is None or (self.position.best is not None and accuracy <= self.position.best[0]):
+            return False
+        self.position.best = (accuracy, number)
+        return True
+
+    def result(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """What the run ends with."""
+        split = self.data.test if self.config.evaluate_on == "test" else self.data.validation
+        with unsharded(self.model):
+            scores = evaluate(self.evaluated, split, self.fabric)
+            if not metrics:  # every epoch was done before; only this is left
+                metrics = alignment(self.model, self.data, self.fabric, self.config)
+        angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
+        best = self.position.best
+        return {
+            "split": self.config.evaluate_on,
+            "accuracy": scores.top1,
+            "top5": scores.top5,
+            "loss": scores.loss,
+            "best_validation_accuracy": None if best is None else best[0],
+            "best_epoch": None if best is None else best[1],
+            "weight_angle": sum(angles) / len(angles) if angles else None,
+            "gradient_angle": metrics["gradient_angle"],
+            "damaged": len(split.damaged) or None,
+        }
+
+    # Going on
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint: "last", from which the run can go on, or "best", its weights alone."""
+        if self.folder is None:
+            return
+        tensors = checkpoint.model_tensors(self.model)
+        if self.average is not None:
+            tensors |= checkpoint.model_tensors(self.average.module, "ema.")
+        rest: dict[str, Any] = {}
+        if name == "last":
+            own, states = checkpoint.tensors_of(self.optimizers)
+            tensors |= own | {"sums": self.fabric.all_gather(self.sums).reshape(-1, 5)}  # type: ignore[union-attr]
+            rest = {"optimizers": states, "loss_scale": self.scaler_state(), "processes": self.fabric.world_size}
+            if self.average is not None:
+                rest["averaged"] = int(self.average.n_averaged)
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.folder / "checkpoints" / f"{name}.safetensors", self.position, tensors, **rest)
+        self._saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the folder's last checkpoint.
+
+        Raises:
+            UntiedError: there is none, or it is of another model, rule, data set, or number of processes.
+        """
+        assert self.folder is not None
+        path = self.folder / "checkpoints" / "last.safetensors"
+        tensors, position, rest = checkpoint.read(path)
+        for what, here in self.position.identity.items():
+            there = position.identity.get(what)
+            if there != here:
+                raise UntiedError(f"{path} is of another run: its {what} is {there} and that of config.yaml is {here}")
+        if rest["processes"] != self.fabric.world_size:
+            raise UntiedError(
+                f"the run had {rest['processes']} processes and now has {self.fabric.world_size}: go on with as many, "
+                "so that it stays the same run"
+            )
+        checkpoint.load(self.model, tensors, "model.", str(path))
+        if self.average is not None:
+            checkpoint.load(self.average.module, tensors, "ema.", str(path))
+            self.average.n_averaged.fill_(rest["averaged"])
+        checkpoint.restore(self.optimizers, tensors, rest)
+        self.load_scaler_state(rest["loss_scale"])
+        self.sums.copy_(tensors["sums"][self.fabric.global_rank])
+        self.position = position
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """Of float16's loss scaling."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return None if scaler is None else scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self.fabric.strategy.precision.scaler.load_state_dict(state)  # type: ignore[attr-defined]
 
 
-def evaluate(model: nn.Module, loader: Loader) -> tuple[float, float]:
-    """(accuracy, mean loss) over a split, in evaluation mode."""
+def train(config: TrainConfig, report: Report, fabric: Fabric | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Train one network, keeping nothing on disk. Returns it, and its result; see ``Run.train``."""
+    run = Run(config, fabric)
+    return run.model, run.train(report)
+
+
+def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
+    """What makes a checkpoint this run's."""
+    return {
+        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": len(data.classes),
+        "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed,
+    }  # fmt: skip
+
+
+def seed_step(seed: int, step: int, rank: int, update: bool = False) -> None:
+    """Make a step's random numbers a function of run, step and process."""
+    words = np.random.SeedSequence((seed, step, rank, int(update))).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How many labels are the first guess, and among the first five (or all classes, if fewer)."""
+    right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return right[:, 0].sum(), right.sum()
+
+
+def evaluate(model: nn.Module, loader: Loader, fabric: Fabric | None = None) -> Scores:
+    """Score a split, in evaluation mode, each process its part. Images that cannot be read do not count."""
+    rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    precision = nullcontext() if fabric is None else fabric.autocast()
     model.eval()
-    correct = loss = 0.0
-    with torch.no_grad():
-        for images, labels in loader:
-            logits = model(images)
-            correct += float((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return correct / loader.size, loss / loader.size
+    sums = torch.zeros(4, dtype=torch.float64)
+    with torch.no_grad(), precision:
+        for images, labels in loader.epoch(0, share=(rank, world)):
+            logits = model(images).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([*hits(logits, labels), loss, loss.new_tensor(len(labels))]).cpu()
+    if fabric is not None and world > 1:
+        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+    right, right5, loss, count = sums.tolist()
+    if not count:
+        raise UntiedError("the split that is to be evaluated has no images")
+    return Scores(right / count, right5 / count, loss / count)
 
 
-def gradient_angle(model: nn.Module, data: Dataset) -> float:
-    """Degrees between pseudogradient and gradient of the whole network, on one fixed batch, in training mode."""
+def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:
+    """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖."""
     images, labels = next(iter(data.validation if data.validation.size else data.train))
-    size = data.train.batch_size
+    size = min(config.data.batch_size, 256)
     model.train()
 
     def loss() -> Tensor:
-        return F.cross_entropy(model(images[:size]), labels[:size])
+        with fabric.autocast():  # not model(...): what is compiled was compiled without these measurements
+            return F.cross_entropy(model.forward(images[:size]), labels[:size])
 
-    return untied.metrics.gradient_angle(model, loss)
+    metrics: dict[str, Any] = {"norm_ratio": untied.metrics.norm_ratios(model)}
+    if config.angles == "weights":
+        return metrics | {
+            "weight_angle": untied.metrics.weight_angles(model),
+            "gradient_angle": untied.metrics.gradient_angle(model, loss),
+        }
+    table = untied.metrics.measure(model, loss)
+    for name in ("weight_angle", "projection_angle", "local_gradient_angle"):
+        metrics[name] = {layer: getattr(row, name) for layer, row in table.layers.items()}
+    metrics["layer_gradient_angle"] = {layer: row.gradient_angle for layer, row in table.layers.items()}
+    return metrics | {"gradient_angle": table.gradient_angle}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import dataclasses
+import importlib
 import inspect
 import math
 from dataclasses import dataclass
@@ -11,52 +12,109 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 import untied
 from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig
+from untied.lab.config import ELSEWHERE, OptimizerConfig
+from untied.operations import noise_like
 from untied.primitives import decay, value
 
-__all__ = ["Group", "Optimizers", "time_constant"]
+__all__ = ["Group", "Optimizers", "factor", "time_constant"]
 
 STEPS = (1 / 3, 2 / 3, 8 / 9)  # epochs 30, 60 and 80 of 90
 
 
 @dataclass
 class Group:
-    """Parameters that are clipped and moved together."""
+    """Parameters that are clipped and moved together.
+
+    Attributes:
+        steps: how often it will move, for its learning rate's schedule.
+        moves: how often it has moved.
+    """
 
     parameters: list[nn.Parameter]
     config: OptimizerConfig
     optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
+    lr: float
+    steps: int
+    moves: int = 0
 
     @staticmethod
-    def of(parts: list[dict[str, Any]], config: OptimizerConfig, steps: int) -> Group:
+    def of(parts: list[dict[str, Any]], config: OptimizerConfig, steps: int, batch_size: int | None = None) -> Group:
         """Set up the optimizer by name, with those of our settings that it has.
 
         Args:
             parts: as optimizers take them: {"params": ...}, perhaps with a weight decay of its own.
-            steps: how often it will move, for its learning rate's schedule.
+            steps: how often it will move.
+            batch_size: for a learning rate that is given for another one.
+
+        Raises:
+            UntiedError: the optimizer does not know an argument, or does not take these parameters.
         """
-        kind = getattr(torch.optim, config.name)
+        kind = optimizer_class(config.name)
         known = inspect.signature(kind).parameters
+        if unknown := [name for name in config.arguments if name not in known]:
+            possible = ", ".join(n for n in known if n not in ("params", "kwargs"))
+            raise UntiedError(f"optimizer {config.name} has no argument {unknown[0]!r}: possible are {possible}")
+        scale = 1.0 if config.base_batch is None or batch_size is None else batch_size / config.base_batch
         settings = {k: getattr(config, k) for k in ("lr", "momentum", "weight_decay") if k in known}
+        settings |= {name: argument(text) for name, text in config.arguments.items()}
+        settings["lr"] = lr = config.lr * scale
         try:
             optimizer = kind([p for p in parts if p["params"]], **settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UntiedError(f"optimizer {config.name} refuses: {error}; choose another, such as SGD") from error
-        schedule = LambdaLR(optimizer, lambda step: factor(config, step / steps))
-        return Group([p for part in parts for p in part["params"]], config, optimizer, schedule)
+        return Group([p for part in parts for p in part["params"]], config, optimizer, lr, max(steps, 1))
 
+    @torch.no_grad()
     def move(self) -> None:
-        """Clip this group's gradients, and step."""
-        if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        """Clip this group's gradients, add noise to them or to the weights, and step."""
+        config, lr = self.config, self.lr * factor(self.config, self.moves / self.steps)
+        if config.clip is not None:
+            clip = nn.utils.clip_grad_norm_ if config.clip_by == "norm" else nn.utils.clip_grad_value_
+            clip(self.parameters, config.clip)
+        if config.noise and config.noise_on == "gradient":
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad.add_(noise_like(p.grad, config.noise_kind, config.noise))
+        for part in self.optimizer.param_groups:
+            part["lr"] = lr
         self.optimizer.step()
-        self.schedule.step()
+        if config.noise and config.noise_on == "variable":
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.add_(noise_like(p, config.noise_kind, config.noise), alpha=lr)
+        self.moves += 1
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class that a name of ``OptimizerConfig`` stands for.
+
+    Raises:
+        UntiedError: its package is not installed.
+    """
+    package = ELSEWHERE.get(name, "torch.optim")
+    try:
+        kind: type[torch.optim.Optimizer] = getattr(importlib.import_module(package), name)
+    except ImportError as error:
+        pip = package.replace("_", "-")
+        raise UntiedError(f"optimizer {name} needs {pip}: run  pip install {pip},  or choose another") from error
+    return kind
+
+
+def argument(given: Any) -> Any:
+    """An optimizer's argument from the command line, where everything is a word: 0.9,0.95 is a pair of numbers."""
+    if not isinstance(given, str):
+        return given
+    if given.lower() in ("true", "false"):
+        return given.lower() == "true"
+    try:
+        numbers = tuple(float(word) for word in given.strip("()[] ").split(","))
+    except ValueError:
+        return given
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def factor(config: OptimizerConfig, progress: float) -> float:
@@ -69,17 +127,18 @@ def factor(config: OptimizerConfig, progress: float) -> float:
     return 0.1 ** sum(progress >= at for at in STEPS) if config.schedule == "step" else 1.0
 
 
-class Optimizers:
-    """Of a converted model. Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway.
+class Optimizers(torch.optim.Optimizer):
+    """Both optimizers of a converted model as one, so that loss scaling finds an overflow for both at once.
 
-    Kolen-Pollack's B moves with W: they become equal because both take the same steps, so its decay is W's weight
-    decay too, and one norm clips both.
+    Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway. Kolen-Pollack's B moves with W:
+    they become equal because both take the same steps, so its decay is W's weight decay too, and one norm clips both.
 
     Args:
         model: converted.
         rule: of its layers.
         forward, backward: what moves W, and B.
-        steps: in which the task is trained. delay: steps of alignment alone before them.
+        steps: in which the task is trained. align_steps: in which R is; by default the same.
+        batch_size: images in a step, for learning rates that are given for another number.
     """
 
     def __init__(
@@ -89,9 +148,11 @@ class Optimizers:
         forward: OptimizerConfig,
         backward: OptimizerConfig,
         steps: int,
-        delay: int = 0,
+        align_steps: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         W, B = untied.parameter_groups(model)
+        W = [w for w in W if w.requires_grad]
         B = [b for b in B if b.requires_grad]
         if rule.copies_gradient:
             assert isinstance(rule, Alignment)
@@ -101,17 +162,35 @@ class Optimizers:
             {"params": [w for w in W if w.dim() <= 1], **_NO_DECAY},
         ]
         together = [{"params": B, **_NO_DECAY}] if rule.copies_gradient else []
-        self.forward = Group.of(parts + together, forward, steps)
-        self.backward = Group.of([{"params": B}], backward, steps + delay) if B and not together else None
-
-    def zero(self) -> None:
-        """Drop all gradients."""
-        for group in self.groups:
-            group.optimizer.zero_grad(set_to_none=True)
+        self.forward = Group.of(parts + together, forward, steps, batch_size)
+        self.backward = (
+            Group.of([{"params": B}], backward, steps if align_steps is None else align_steps, batch_size)
+            if B and not together
+            else None
+        )
+        self.moving: list[Group] = self.all
+        super().__init__([{"params": group.parameters} for group in self.all], {})
 
     @property
-    def groups(self) -> list[Group]:
+    def all(self) -> list[Group]:
+        """The groups there are."""
         return [self.forward, *([self.backward] if self.backward is not None else [])]
+
+    @property
+    def named(self) -> dict[str, Group]:
+        """The groups by name, for checkpoints."""
+        return dict(zip(("forward", "backward"), self.all, strict=False))
+
+    def choose(self, task: bool, align: bool) -> None:
+        """Which groups the next steps move: momentum and weight decay would move W without a task."""
+        self.moving = [
+            group for group, moves in ((self.forward, task), (self.backward, align)) if group is not None and moves
+        ]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the chosen groups."""
+        for group in self.moving:
+            group.move()
 
 
 _NO_DECAY = {"weight_decay": 0.0}

@@ -5,6 +5,7 @@
     metrics.jsonl         one JSON object a line, appended as the run goes
     results.json          the table's rows; table.md and table.csv are the same for people and spreadsheets
     weights/<name>.safetensors
+    checkpoints/last.safetensors, best.safetensors, tensorboard/, timing.jsonl, card.md     of untied train
     figures/<name>.png, <name>.svg
     index.html            all of it on one page
 
@@ -39,13 +40,13 @@ from untied.lab.environment import environment
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["RunFolder", "file_name", "plain", "write_atomically"]
+__all__ = ["RunFolder", "file_name", "plain", "write_atomically", "write_tensors"]
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
 # What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
 OWN_FILES = (
     CONFIG, ENVIRONMENT, METRICS, "results.json", "table.md", "table.csv", "index.html",
-    "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
+    "card.md", "timing.jsonl", "checkpoints/*.safetensors", "tensorboard/events.*", "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
 )  # fmt: skip
 
 
@@ -92,10 +93,10 @@ class RunFolder:
 
     # writing
 
-    def append(self, metrics: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""
+    def append(self, metrics: Mapping[str, Any], name: str = METRICS) -> None:
+        """Add one line to metrics.jsonl (or another file); it is on its way to the disk when this returns."""
         line = json.dumps(_finite(plain(metrics)), allow_nan=False) + "\n"
-        path = self.path / METRICS
+        path = self.path / name
         with _one_line(path), path.open("ab+") as file:
             _drop_torn_line(file)
             file.write(line.encode())
@@ -111,16 +112,17 @@ class RunFolder:
     def write_weights(
         self, name: str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> Path:
-        """Write weights/<name>.safetensors, all or nothing.
+        """Write weights/<name>.safetensors (see ``write_tensors``)."""
+        return write_tensors(self._weights(name), state_dict, metadata)
 
-        Tensors may be of any layout, on any device, and share memory: each is copied. ``metadata`` goes
-        into the file's header.
-        """
-        copies = {
-            key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, tensor in state_dict.items()
-        }
-        return write_atomically(self._weights(name), safetensors.torch.save(copies, dict(metadata or {})))
+    def keep_metrics(self, count: int) -> None:
+        """Drop every line of metrics.jsonl after the first ``count``: those of epochs that will be run again."""
+        path = self.path / METRICS
+        with _one_line(path):
+            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        if len(lines) < count:
+            raise UntiedError(f"{path} has {len(lines)} lines where the checkpoint has seen {count}: it was changed")
+        write_atomically(path, b"".join(line + b"\n" for line in lines[:count]))
 
     # reading
 
@@ -202,20 +204,40 @@ class RunFolder:
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write a file so that a reader sees the old one or the new one; makes the folder. Returns the path."""
+    with _in_place_of(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file likewise. Tensors may be of any layout, on any device, and share memory: each is copied.
+
+    ``metadata`` goes into the file's header.
+    """
+    copies = {
+        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
+    with _in_place_of(path) as partial:
+        safetensors.torch.save_file(copies, partial, dict(metadata or {}))
+    return path
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A name to write to, which takes the path's place when all is on the disk, and is removed otherwise."""
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
+            yield partial
+            with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
                 partial.unlink()
             raise
-    return path
 
 
 def file_name(text: str) -> str:

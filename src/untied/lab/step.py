@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import untied
+from untied.autograd import LossTerm
 from untied.errors import UntiedError
 from untied.lab.optim import Optimizers
 
-__all__ = ["NotFinite", "Phase", "Step", "training_step"]
+__all__ = ["NotFinite", "Objective", "Phase", "Step", "training_step"]
 
 
 class NotFinite(UntiedError):
@@ -21,7 +24,7 @@ class NotFinite(UntiedError):
 
 @dataclass(frozen=True)
 class Phase:
-    """What is trained: the weights of J and of R in the loss. 0 multiplies, it does not drop: every gradient exists."""
+    """What is trained: the weights of J and of R in the loss. Where one is 0, its work is left out."""
 
     task: float = 1.0
     align: float = 1.0
@@ -29,15 +32,44 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step has to say: task loss J and penalty R (0-dim), logits [n, classes]."""
+    """What a step has to say: task loss J and penalty R (0-dim, means over the batch's parts), logits [n, classes]."""
 
     task: Tensor
     penalty: Tensor
     logits: Tensor
 
 
+class Objective(nn.Module):
+    """J and R of a network as one module: what spreads a module over devices has to see both terms in its forward pass.
+
+    Args:
+        model: converted.
+        label_smoothing: of J, cross-entropy.
+    """
+
+    def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, images: Tensor, labels: Tensor, task: bool, align: bool, progress: float, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(J, R, logits). Without ``task`` or ``align`` that part's work is left out, and its weights' gradients are
+        zeros: DDP waits for every one of them."""
+        with untied.record(self.model, progress=progress, step=step, align=align) as tape:
+            with nullcontext() if task else torch.no_grad():
+                logits = self.model(images)
+                J = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            R = tape.penalty()
+        if not task:
+            W = [w for w in untied.parameter_groups(self.model)[0] if w.requires_grad]
+            J = LossTerm.apply(J, len(W), *W, *map(torch.zeros_like, W))
+        return J, R, logits
+
+
 def training_step(
-    model: nn.Module,
+    objective: nn.Module,
     images: Tensor,
     labels: Tensor,
     optimizers: Optimizers,
@@ -45,42 +77,52 @@ def training_step(
     *,
     progress: float,
     step: int,
+    parts: int = 1,
+    anywhere: Callable[[bool], bool] | None = bool,
+    backward: Callable[[Tensor], object] = torch.Tensor.backward,
+    apart: Callable[[], AbstractContextManager[object]] = nullcontext,
+    move: Callable[[], object] | None = None,
 ) -> Step:
     """L = J + R, its (pseudo)gradients, and a step of each optimizer.
 
     Args:
-        images, labels: one batch, [n, c, h, w] and [n].
+        objective: an `Objective`, perhaps spread over several devices.
+        images, labels: this process's part of one batch, [n, c, h, w] and [n].
         phase: the weights of J and R.
         progress: of training, 0 to 1. step: number of this step. Both are for the rules' coefficients.
+        parts: compute the batch in so many parts, one after the other (gradient accumulation).
+        anywhere: whether something is so in any process, asked of a loss that is not finite; None does not look, as
+            looking waits for the device.
+        backward: what starts the backward pass of a loss, such as Fabric's, which scales it.
+        apart: a context in which processes do not exchange gradients, for all parts but the last.
+        move: what calls ``optimizers.step``, such as Fabric's wrapper of it.
 
     Raises:
         NotFinite: J or R is not a number; the message names the first layer with such weights or such an R. Nothing
             has moved then.
     """
-    optimizers.zero()
-    with untied.record(model, progress=progress, step=step) as tape:
-        logits = model(images)
-        task = F.cross_entropy(logits, labels)
-    penalty = tape.penalty()
-    if not bool(torch.isfinite(task.detach() + penalty.detach())):
-        raise NotFinite(f"the loss is not finite at step {step} ({culprit(model, images, tape)})")
-    (phase.task * task + phase.align * penalty).backward()
-    if phase.task:  # momentum and weight decay would move W without a task
-        optimizers.forward.move()
-    if optimizers.backward is not None and phase.align:
-        optimizers.backward.move()
-    return Step(task.detach(), penalty.detach(), logits.detach())
+    optimizers.zero_grad(set_to_none=True)
+    task, align = phase.task > 0, phase.align > 0
+    done = []
+    for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+        with apart() if i < parts - 1 else nullcontext():
+            J, R, logits = objective(x, y, task, align, progress, step)
+            if anywhere is not None and anywhere(not bool(torch.isfinite(J.detach() + R.detach()))):
+                raise NotFinite(f"the loss is not finite at step {step} ({culprit(objective, x)})")
+            backward(((phase.task if task else 1.0) * J + phase.align * R) / parts)
+        done.append((J.detach(), R.detach(), logits.detach()))
+    optimizers.choose(task, align)
+    (move or optimizers.step)()
+    Js, Rs, all_logits = zip(*done, strict=True)
+    return Step(torch.stack(Js).mean(), torch.stack(Rs).mean(), torch.cat(all_logits))
 
 
-def culprit(model: nn.Module, images: Tensor, tape: untied.Tape) -> str:
-    """In words, what of a step is the first not to be finite: images, a layer's weights, its R, or the logits."""
+def culprit(objective: nn.Module, images: Tensor) -> str:
+    """In words, what of a step is the first not to be finite: images, a layer's weights, its R, or the activity."""
     if not bool(images.isfinite().all()):
         return "there are such values in the images"
-    penalties = tape.penalties()
-    for layer, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not bool(parameter.isfinite().all()):
-                return f"first in layer {layer or '(the model)'}: its {name}"
-        if layer in penalties and not abs(penalties[layer]) < float("inf"):
-            return f"first in layer {layer or '(the model)'}: its R"
-    return "weights and R are finite; the activity overflows"
+    for name, parameter in objective.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            layer, _, what = name.rpartition("model.")[2].rpartition(".")
+            return f"first in layer {layer or '(the model)'}: its {what}"
+    return "the weights are finite; the activity or R overflows"

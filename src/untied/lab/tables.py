@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Rows", "cells", "csv_table", "heads", "markdown_table", "rich_table", "split"]
+__all__ = ["Rows", "cells", "csv_table", "heads", "long_name", "markdown_table", "rich_table", "split"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -42,6 +42,11 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+def long_name(rule: str) -> str:
+    """A named rule's name in words; nothing for a free combination."""
+    return LONG_NAMES.get(re.split(r"\W", rule, maxsplit=1)[0], "")
+
+
 def heads(rows: Rows) -> list[str]:
     """The names of the columns, with units. The last one is there only if a rule failed or did not finish."""
     accuracy = f"{split(rows)} accuracy (%)"
@@ -61,7 +66,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     local = row.get("local")
     return [
         str(row["rule"]),
-        LONG_NAMES.get(re.split(r"\W", row["rule"], maxsplit=1)[0], ""),
+        long_name(row["rule"]),
         "–" if local is None else "yes" if local else "no",
         f"{accuracy} ± {std}" if several and accuracy != "–" and std != "–" else accuracy,
         _number(row, "weight_angle", 1, ".1f"),

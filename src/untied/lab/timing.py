@@ -16,7 +16,7 @@ from untied.algebra import Alignment
 from untied.lab.config import CompareConfig, OptimizerConfig, parse_entry
 from untied.lab.loop import dataset, network
 from untied.lab.optim import Group, Optimizers
-from untied.lab.step import training_step
+from untied.lab.step import Objective, training_step
 
 __all__ = ["step_costs"]
 
@@ -31,7 +31,7 @@ def step_costs(config: CompareConfig) -> dict[str, float]:
     """
     data = dataset(config.data, config.first_seed, config.device)
     images, labels = next(iter(data.train.epoch(0)))
-    plain = untied.tie_(network(config, data, "bp", config.first_seed)).train()
+    plain = untied.tie_(network(config.run("bp", config.first_seed), data)).to(config.device).train()
     group = Group.of([{"params": list(plain.parameters())}], _still(config.forward), steps=10**9)
 
     def plain_step() -> None:
@@ -41,12 +41,13 @@ def step_costs(config: CompareConfig) -> dict[str, float]:
 
     def step_of(entry: str) -> tuple[Callable[[], None], int]:
         rule, backward = parse_entry(entry, config.backward)
-        model = network(config, data, entry, config.first_seed).train()
+        model = network(config.run(entry, config.first_seed), data).to(config.device).train()
+        objective = Objective(model)
         optimizers = Optimizers(model, rule, _still(config.forward), _still(backward), steps=10**9)
         count = itertools.count()
 
         def step() -> None:
-            training_step(model, images, labels, optimizers, progress=0.0, step=next(count))
+            training_step(objective, images, labels, optimizers, progress=0.0, step=next(count))
 
         return step, rule.every if isinstance(rule, Alignment) else 1
 

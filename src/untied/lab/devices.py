@@ -1,0 +1,167 @@
+"""Where a run computes: a Lightning Fabric for devices, processes and precision, and what we need beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from untied.errors import UntiedError
+from untied.lab.config import DeviceConfig
+from untied.lab.sync_batch_norm import synchronised
+from untied.layers import Untied
+
+__all__ = [
+    "agree",
+    "broadcast_buffers",
+    "fabric_of",
+    "full",
+    "place",
+    "prepared",
+    "processes",
+    "put",
+    "single_device",
+    "unsharded",
+]
+
+PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def processes(config: DeviceConfig) -> int:
+    """On each machine: as many as asked for, or as torchrun has started."""
+    return config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def fabric_of(config: DeviceConfig, batch_size: int, accumulate: int = 1) -> Fabric:
+    """Fabric as configured, not launched.
+
+    Raises:
+        UntiedError: there is no such device, there are too few, or the batch cannot be divided among the processes.
+    """
+    count, world = processes(config), processes(config) * config.nodes
+    if batch_size % (world * accumulate):
+        parts = f"{world} processes" + (f" of {accumulate} parts each" if accumulate > 1 else "")
+        raise UntiedError(
+            f"data.batch_size is {batch_size} and {parts} share it: choose a multiple of {world * accumulate}"
+        )
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if accelerator == "cpu" and config.precision == "16":
+        raise UntiedError(
+            "devices.precision is 16 but devices.accelerator is cpu, which has no float16 training: use bf16 or 32"
+        )
+    strategy: Any = "auto"
+    if config.strategy == "fsdp":
+        strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
+    elif world > 1 or config.strategy == "ddp":
+        strategy = DDPStrategy(gradient_as_bucket_view=True)
+    precision = cast(Any, PRECISION[config.precision])
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    try:
+        return Fabric(
+            accelerator=accelerator, devices=count, num_nodes=config.nodes, strategy=strategy,
+            precision=precision,
+        )  # fmt: skip
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:  # each accelerator has its own
+        reason = " ".join(str(error).split())
+        raise UntiedError(
+            f"devices: accelerator {accelerator}, {count} of them, precision {config.precision}, cannot be "
+            f"used: {reason[:300]}; accelerator cpu always can"
+        ) from error
+
+
+def single_device(device: str = "cpu") -> Fabric:
+    """One device by name, such as cpu, cuda or cuda:1.
+
+    Raises:
+        UntiedError: it cannot be used.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+        return Fabric(accelerator=chosen.type, devices=1 if chosen.index is None else [chosen.index])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UntiedError(f"device {device!r} cannot be used: {reason}; cpu always can") from None
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """FSDP2, each untied layer a unit of its own, kept whole from the forward to the backward pass.
+
+    R reads W and B at the end of the forward pass, so resharding before would gather them twice.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Untied):
+            fully_shard(layer, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    return fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
+
+
+def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
+    """A converted model as the devices want it: memory format, batch normalisation, compiled."""
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.sync_batch_norm and processes(config) * config.nodes > 1:
+        model = synchronised(model)
+    if config.compile:
+        model.compile()
+    return model
+
+
+def agree(fabric: Fabric, *flags: bool) -> list[bool]:
+    """Which of the flags are set in any process: the same answer in all of them."""
+    if fabric.world_size == 1:
+        return list(flags)
+    together = torch.tensor(flags, dtype=torch.float32, device=fabric.device)
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in together.tolist()]
+
+
+def broadcast_buffers(fabric: Fabric, model: nn.Module) -> None:
+    """Give every process the first one's buffers: running statistics see each process's own part of the batch."""
+    if fabric.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Every weight whole on every device for a while, for what is not a training step."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; then every process has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def put(target: Tensor, whole: Tensor) -> None:
+    """Fill a tensor that may be sharded from the whole of it."""
+    with torch.no_grad():
+        target.copy_(place(whole, target))
+
+
+def place(whole: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor on the device, and in the shards, of another of its shape."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)

@@ -1,0 +1,229 @@
+"""`untied train`: one run in a folder of its own, on one device or many, which can be killed and continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from untied.errors import UntiedError
+from untied.lab import card, tracking
+from untied.lab.config import TrainConfig
+from untied.lab.devices import fabric_of
+from untied.lab.loop import NotFinite, Run, Stopped, dataset, network
+from untied.lab.optim import Optimizers
+from untied.lab.phases import Plan
+from untied.lab.reading import from_mapping
+from untied.lab.record import RunFolder, plain
+from untied.rules import parse
+
+__all__ = ["open_run", "resume", "train"]
+
+LOG_EVERY = 50  # steps between two points of the training loss
+
+
+def train(config: TrainConfig, console: Console | None = None) -> int:
+    """Start a run. Returns the exit code: 0; 1 if training failed; 130 or 143 if Ctrl-C or SIGTERM stopped it.
+
+    Raises:
+        UntiedError: anything that can be known before training starts: data, model, devices, output folder. Or the
+            run cannot go on, as on a full disk; its last checkpoint is good then.
+    """
+    out = config.out or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
+    config = dataclasses.replace(config, out=out)
+    fabric = fabric_of(config.devices, config.data.batch_size, config.accumulate)
+    if is_first_process():
+        check(config, str(fabric.device) if fabric.world_size == 1 else "cpu")
+        RunFolder.create(out, config, overwrite=config.overwrite)
+    return go(config, fabric, again=False, console=console or Console())
+
+
+def resume(path: Path, console: Console | None = None) -> int:
+    """Go on with a run that was killed or stopped. Returns the exit code, as ``train`` does.
+
+    Raises:
+        UntiedError: there is no checkpoint, or it is of another run.
+    """
+    folder, config = open_run(path)
+    console = console or Console()
+    if (path / "results.json").is_file():
+        raise UntiedError(f"the run in {path} has ended: see its card.md, or untied evaluate {path}")
+    for partial in (folder.path / "checkpoints").glob(".*.partial"):  # of a process that was killed while writing
+        if is_first_process():
+            partial.unlink(missing_ok=True)
+    fabric = fabric_of(config.devices, config.data.batch_size, config.accumulate)
+    return go(dataclasses.replace(config, out=path), fabric, again=True, console=console)
+
+
+def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
+    """The folder of a run of ours, and its configuration.
+
+    Raises:
+        UntiedError: it is none.
+    """
+    folder = RunFolder.open(path)
+    settings = folder.config()
+    if "rule" not in settings:
+        raise UntiedError(f"{path} is not a run of untied train: its config.yaml has no rule")
+    return folder, from_mapping(TrainConfig, settings, f"config of {path}")
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process that writes, known before processes have found each other."""
+    ranks = ["RANK"] if "RANK" in os.environ else ["SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"]
+    return all(int(os.environ.get(name, "0")) == 0 for name in ranks)
+
+
+def check(config: TrainConfig, device: str) -> None:
+    """Try out all that can fail before anything is trained."""
+    data = dataset(config.data, config.seed, device)
+    rule = parse(config.rule)
+    model = network(config, data)
+    plan = Plan(config.phases, rule, config.epochs, len(data.train))
+    Optimizers(model, rule, config.forward, config.backward, *plan.counts(), config.data.batch_size)
+
+
+def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> int:
+    """Train, or go on training, in the processes that the configuration asks for."""
+    with children_ended(fabric):
+        fabric.launch()
+        first = fabric.is_global_zero
+        path = Path(fabric.broadcast(str(config.out)))
+        run = Run(config, fabric, path)
+        if again:
+            run.resume()
+        folder = RunFolder.open(path)
+        code = 0
+        with stopping(run) as stopped:
+            try:
+                result = shown(run, folder, console) if first else run.train(lambda metrics: None)
+            except Stopped:
+                code = stopped[0] if stopped and first else 0
+                result = None
+            except NotFinite as failure:
+                code, result = 1, {"failure": f"rule {config.rule}: {failure}"}
+        if first and result is not None:
+            folder.write_json("results.json", result)
+            if result.get("failure"):
+                say(console, f"untied: {result['failure']}")
+            card.write(folder, config)
+            say(console, f"folder {folder.path}")
+        elif first:
+            say(console, f"stopped after step {run.position.step} of {run.plan.steps}; "
+                         f"untied train --resume {folder.path}  goes on")  # fmt: skip
+        fabric.barrier()
+        return code
+
+
+def say(console: Console, line: str) -> None:
+    """One line, as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Train with a progress bar on a terminal, a line an epoch elsewhere, and metrics in every place they go to."""
+    config = run.config
+    if run.position.step:
+        folder.keep_metrics(run.position.lines)
+    followers = tracking.trackers(config.tracker, folder.path, plain(config), run.position.step)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )  # fmt: skip
+    worst = ""
+    began, seen = time.perf_counter(), 0
+    say(console, f"{config.model}, {config.rule}, on {run.data}")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=run.plan.steps, completed=run.position.step, said="")
+
+        def tick() -> None:
+            J, _, right = run.last
+            speed = run.images / run.elapsed if run.elapsed else 0.0
+            epoch = run.position.step // run.plan.length + 1 - run.plan.delay
+            said = f"{speed:,.0f} images/s  loss {J:.3f}  accuracy {100 * right:.1f} %{worst}"
+            progress.update(
+                bar, completed=run.position.step, description=f"epoch {min(epoch, config.epochs)}/{config.epochs}",
+                said=said,
+            )  # fmt: skip
+            if run.position.step % LOG_EVERY == 0:
+                for follower in followers:
+                    follower.log({"step/train_loss": J, "step/images_per_second": speed}, run.position.step)
+
+        def report(metrics: dict[str, Any]) -> None:
+            nonlocal worst, began, seen
+            folder.append(metrics)
+            elapsed, images = time.perf_counter() - began, run.images - seen
+            folder.append(
+                {"epoch": metrics["epoch"], "seconds": elapsed, "images_per_second": images / elapsed}, "timing.jsonl"
+            )
+            began, seen = time.perf_counter(), run.images
+            for follower in followers:
+                follower.log(tracking.numbers(metrics), metrics["step"])
+            angles = metrics["weight_angle"]
+            layer = max(angles, key=lambda name: angles[name])
+            worst = f"  worst angle {angles[layer]:.1f}° ({layer})"
+            for split in ("train", "validation"):
+                damaged = getattr(run.data, split).damaged
+                if damaged:
+                    name, why = next(iter(damaged.items()))
+                    say(console, f"{len(damaged)} {split} images could not be read, first {name} ({why})")
+            if not console.is_terminal:
+                say(console, line_of(metrics) + worst)
+
+        run.tick = tick
+        try:
+            return run.train(report)
+        finally:
+            for follower in followers:
+                follower.close()
+
+
+def line_of(metrics: dict[str, Any]) -> str:
+    """An epoch in a line."""
+    said = f"epoch {metrics['epoch']}: loss {metrics['train_loss']:.3f}"
+    if "validation_accuracy" in metrics:
+        said += f", validation {100 * metrics['validation_accuracy']:.2f} %"
+    return said
+
+
+@contextmanager
+def stopping(run: Run) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the run after its step; a second Ctrl-C at once. Yields the exit code, once one came."""
+    codes: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if codes and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        codes.append(128 + number)
+        run.stop = True
+
+    if threading.current_thread() is not threading.main_thread():  # whoever called us handles signals
+        yield codes
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield codes
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def children_ended(fabric: Fabric) -> Iterator[None]:
+    """Where this process fails, the ones it has started would wait for it for ever."""
+    try:
+        yield
+    except BaseException:
+        for child in getattr(fabric.strategy.launcher, "procs", []):
+            child.kill()
+        raise
