@@ -17,7 +17,8 @@ import untied
 from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
 from untied.lab.config import OptimizerConfig
-from untied.primitives import decay, value
+from untied.primitives import decay
+from untied.schedules import value
 
 __all__ = ["Group", "Optimizers", "time_constant"]
 
