@@ -11,7 +11,8 @@ from torch import Tensor
 import untied
 from cases import LAYERS, ONE_OF_EACH_KIND, LayerCase, by_layer, signals, with_kernels
 from untied.operations import Operations, Signals
-from untied.primitives import PRIMITIVES, Combination, Correlation, Primitive, amp, decay, null, self_, sparse, value
+from untied.primitives import PRIMITIVES, Combination, Correlation, Primitive, amp, decay, null, self_, sparse
+from untied.schedules import value
 
 by_primitive = pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES.keys())
 

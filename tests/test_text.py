@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from untied import UntiedError
 from untied.algebra import OPTIONS
 from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
 from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
+from untied.schedules import SCHEDULES, Exponential, Linear, Steps, Triangular
 
 
 @by_rule
@@ -51,6 +54,18 @@ def test_a_rule_is_read_back_from_its_own_text(rule: RuleCase) -> None:
         ("kp(decay=2e-3)", 2e-3 * decay),
         ("sa(self=2)", 2 * self_ + decay),
         ("sa(decay=-1)", self_ - decay),
+        ("linear(0, 1)*amp + decay", Linear(0, 1) * amp + decay),
+        ("decay - linear(0,1)*amp", decay + Linear(0, -1) * amp),
+        ("-2*linear(first=0, last=1, stop=1/8)*amp", Linear(0, -2, stop=0.125) * amp),
+        ("wm(amp=linear(0, 1, stop=0.1), decay=1e-3)", Linear(0, 1, stop=0.1) * amp + 1e-3 * decay),
+        ("wm(amp=-2*linear(0, 1))", Linear(0, -2) * amp + decay),
+        ("0.5*wm(amp=exponential(1, 0.1))", Exponential(0.5, 0.05) * amp + 0.5 * decay),
+        ("linear(0, 2)*sa", Linear(0, 2) * (self_ + decay)),
+        ("triangular(0, 1, cycles=5)*amp + amp", Triangular(1, 2, 5) * amp),
+        ("steps(1, 0.1, 0.01)*amp", Steps(1, 0.1, 0.01) * amp),
+        ("steps(0, -1, 2, at=(0.1, 0.5))*amp", Steps(0, -1, 2, at=(0.1, 0.5)) * amp),
+        ("align(amp=steps(0, 1, at=0.1), every=4)", Steps(0, 1, at=(0.1,)) * amp),
+        ("0*linear(0, 1)*amp", Combination({})),
     ],
 )
 def test_what_texts_mean(text: str, combination: Combination) -> None:
@@ -84,15 +99,31 @@ def test_the_text_of_a_named_rule_says_what_differs() -> None:
     assert repr(parse("sa")) == "sa"
 
 
-def test_a_schedule_is_named_in_the_text() -> None:
+def test_a_function_is_named_in_the_text() -> None:
     def warm_up(t: float) -> float:
         return t
 
     assert str(WeightMirror(amp=warm_up)) == "wm(amp=<warm_up>)"
     assert "<warm_up>*amp" in str(Alignment({"amp": warm_up}))
+    assert str(2 * Alignment({"amp": warm_up}) + amp) == "<1 + (2 * warm_up)>*amp"
 
 
-coefficients = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: v + 0.0)
+def test_the_text_of_a_schedule_says_what_differs() -> None:
+    assert str(parse("wm(amp=linear(0, 1, 0, 0.5))")) == "wm(amp=linear(0, 1, stop=0.5))"
+    assert str(parse("2*steps(1, .1, at=(.25))*amp - decay")) == "steps(2, 0.2, at=0.25)*amp + -1*decay"
+
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: v + 0.0)
+sizes = st.floats(1e-9, 1e9)
+places = st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted)
+coefficients = st.one_of(
+    numbers,
+    st.builds(lambda a, b, p: Linear(a, b, *p), numbers, numbers, places),
+    st.builds(lambda a, b, p: Exponential(a, b, *p), sizes, sizes, places),
+    st.builds(Triangular, numbers, numbers, st.integers(1, 10**7)),
+    st.builds(Steps, numbers, numbers),
+    st.builds(lambda a, b, c, p: Steps(a, b, c, at=p), numbers, numbers, numbers, places),
+)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -104,17 +135,17 @@ coefficients = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: v + 0.0)
         "reverse": st.booleans(), "forward_activation": st.sampled_from([None, "relu", "tanh"]),
     }),
 )  # fmt: skip
-def test_any_combination_is_read_back_exactly(c: dict[str, float], options: dict[str, object]) -> None:
+def test_any_combination_is_read_back_exactly(c: dict[str, Any], options: dict[str, object]) -> None:
     rule = Alignment(c, **options)
     assert parse(str(rule)) == rule
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    st.lists(st.sampled_from([*"amp sa ia kp bp decay*+-/()=,.0123e9_é\n", "amp", "wm(", "fraction=", "every="])).map(
-        "".join
-    )
-)
+CHARACTERS = "amp sa ia kp bp decay*+-/()=,.0123e9_é\n"
+WORDS = ("amp", "wm(", "fraction=", "every=", "amp=", "linear(0, 1)", "*amp", "steps(", "at=(")
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([*CHARACTERS, *WORDS])).map("".join))
 def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
     try:
         rule = parse(text)
@@ -181,6 +212,32 @@ def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
         ("wm(every=2) + aa(every=3)", "wm(every=2) >>>+<<< aa(every=3)", "options differ"),
         ("", "empty", "sa"),
         ("   ", "empty", "sa"),
+        ("linear*amp", "linear>>>*<<<amp", "linear(first, last, start=0, stop=1)"),
+        ("linear(0)*amp", ">>>linear<<<(0)*amp", "linear(first, last, start=0, stop=1)"),
+        ("linear(0, 1, 0, 1, 2)*amp", ">>>linear<<<", "linear(first, last, start=0, stop=1)"),
+        ("linear(0, 1, end=1)*amp", ">>>linear<<<", "linear(first, last, start=0, stop=1)"),
+        ("linear(0, 1, stop=)*amp", "linear(0, 1, stop=>>>)<<<*amp", "a number"),
+        ("linear(0, stop=1, 2)*amp", "linear(0, stop=1, >>>2<<<)*amp", "a name"),
+        ("linear(0 1)*amp", "linear(0 >>>1<<<)*amp", ", or )"),
+        ("linear(0, 1, stop=1, stop=1)*amp", ", >>>stop<<<=1)*amp", "given twice"),
+        ("linear(0, 1, stop=(0, 1))*amp", ">>>linear<<<", "finite number"),
+        ("linear(0, 1, stop=2)*amp", ">>>linear<<<", "start <= stop"),
+        ("exponential(0, 1)*amp", ">>>exponential<<<", "of one sign"),
+        ("triangular(0, 1, cycles=0.5)*amp", ">>>triangular<<<", "whole number"),
+        ("steps(1)*amp", ">>>steps<<<(1)*amp", "two values"),
+        ("steps(1, 2, at=(0.1, 0.2))*amp", ">>>steps<<<", "give 1 in order"),
+        ("steps(1, 2, at=())*amp", "at=(>>>)<<<)", "a number"),
+        ("steps(1, 2, at=(0.1)*amp", "at=(0.1)>>>*<<<amp", ", or )"),
+        ("linear(0, 1)", "linear(0, 1)>>><<<", "* and a name"),
+        ("2*linear(0, 1)", "2*linear(0, 1)>>><<<", "* and a name"),
+        ("linear(0, 1)*bp", ">>>linear<<<(0, 1)*bp", "cannot be multiplied"),
+        ("1e300*linear(1e300, 1)*amp", ">>>1e300<<<*linear", "finite number"),
+        ("wm(amp=linear)", "wm(amp=linear>>>)<<<", "linear(first, last"),
+        ("wm(fraction=linear(0, 1))", "wm(fraction=>>>linear<<<(0, 1))", "only those take a schedule"),
+        ("wm(amp=linear(0, 1)", "wm(amp=linear(0, 1)>>><<<", ", or )"),
+        ("linear(0, 1)*amp + linear(1, 0)*amp", "*amp >>>+<<< linear", "amp gets linear(0, 1) + linear(1, 0)"),
+        ("linear(0, 1)*wm(amp=linear(1, 0))", ">>>linear<<<(0, 1)*wm", "amp gets linear(0, 1) * linear(1, 0)"),
+        ("exponential(1, 2)*amp + amp", ">>>+<<< amp", "a single one"),
         ("__import__('os')", "__import__(>>>'<<<os')", "names, numbers"),
         ("__import__(os)", ">>>__import__<<<(os)", "possible are"),
     ],
@@ -205,5 +262,5 @@ def test_a_newline_in_a_wrong_text_does_not_break_the_message() -> None:
 
 
 def test_names_do_not_clash() -> None:
-    assert len({*NAMED, *PRIMITIVES, "align"}) == len(NAMED) + len(PRIMITIVES) + 1
+    assert len({*NAMED, *PRIMITIVES, *SCHEDULES, "align"}) == len(NAMED) + len(PRIMITIVES) + len(SCHEDULES) + 1
     assert not set(PRIMITIVES) & set(OPTIONS)

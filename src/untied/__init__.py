@@ -5,7 +5,7 @@ errors back; a learning rule moves B (Kunin, Nayebi et al., "Two Routes to Scala
 Weight Symmetry", ICML 2020).
 """
 
-from . import geometry, metrics, operations, primitives, rules
+from . import geometry, metrics, operations, primitives, rules, schedules
 from .convert import Report, parameter_groups, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
@@ -28,6 +28,7 @@ __all__ = [
     "record",
     "register_layer",
     "rules",
+    "schedules",
     "tie_",
     "untie_",
 ]

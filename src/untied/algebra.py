@@ -18,7 +18,8 @@ from torch import Tensor
 from .errors import UntiedError
 from .geometry import DENSE, Geometry, ordinary_autograd
 from .operations import Operations, Signals
-from .primitives import PRIMITIVES, Coefficient, Combination, Correlation, Primitive, coefficient_text, total, value
+from .primitives import PRIMITIVES, Combination, Correlation, Primitive, total
+from .schedules import Coefficient, coefficient_text, value
 
 __all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "merged"]
 
@@ -69,8 +70,8 @@ class Alignment(Rule):
     """B is a parameter that descends R, the sum over layers of Σ_P c_P P / n.
 
     Args:
-        coefficients: of each primitive, by primitive or by name; a number, or a function of training
-            progress.
+        coefficients: of each primitive, by primitive or by name; a number, a schedule, or any function of
+            training progress.
         fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples
             (the last one's neighbour is the first) from a place drawn anew each step, so that every example
             counts equally and R is unbiased.
@@ -239,6 +240,9 @@ class Alignment(Rule):
                     dW = _plus(dW, v, _weight_gradient(primitive, B, W, self.operations))
         return R, dB, dW
 
+    def __hash__(self) -> int:  # not the text: one combination can be written in several orders
+        return hash((type(self), self.combination, tuple(self.options.items())))
+
     def __str__(self) -> str:
         if type(self) is Alignment and not self.options:
             return repr(self.combination)
@@ -348,7 +352,8 @@ def _coefficient(primitive: Primitive | str, c: Coefficient) -> Coefficient:
     if callable(c) or (isinstance(c, int | float) and not isinstance(c, bool) and c == c and abs(c) != float("inf")):
         return c
     raise UntiedError(
-        f"coefficient {primitive}={c!r} is not possible: give a finite number, or a function of training progress"
+        f"coefficient {primitive}={c!r} is not possible: give a finite number, a schedule such as linear(0, 1), "
+        "or a function of training progress"
     )
 
 

@@ -12,15 +12,15 @@ merged before the costly product is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .errors import UntiedError
 from .operations import Signals
+from .schedules import Coefficient, add, coefficient_text, multiply
 
 __all__ = [
     "PRIMITIVES",
@@ -34,9 +34,6 @@ __all__ = [
     "self_",
     "sparse",
 ]
-
-Coefficient = float | Callable[[float], float]
-"""A number, or a function of training progress (0 at the start, 1 at the end)."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,13 @@ class Combination(Mapping["Primitive", Coefficient]):
             return NotImplemented
         merged = dict(self)
         for primitive, c in other.items():
-            merged[primitive] = _add(merged[primitive], c) if primitive in merged else c
+            merged[primitive] = add(merged[primitive], c) if primitive in merged else c
         return Combination(merged)
 
     def __mul__(self, factor: Coefficient) -> Combination:
         if not (callable(factor) or isinstance(factor, int | float)) or isinstance(factor, Primitive | Combination):
             return NotImplemented
-        return Combination({p: _multiply(c, factor) for p, c in self.items()})
+        return Combination({p: multiply(factor, c) for p, c in self.items()})
 
     __rmul__ = __mul__
 
@@ -94,39 +91,6 @@ class Combination(Mapping["Primitive", Coefficient]):
 
     def __repr__(self) -> str:
         return " + ".join(p.name if c == 1 else f"{coefficient_text(c)}*{p.name}" for p, c in self.items()) or "0"
-
-
-def _add(a: Coefficient, b: Coefficient) -> Coefficient:
-    return (lambda t: value(a, t) + value(b, t)) if callable(a) or callable(b) else a + b
-
-
-def _multiply(a: Coefficient, b: Coefficient) -> Coefficient:
-    if a == 1 or b == 1:
-        return b if a == 1 else a
-    return (lambda t: value(a, t) * value(b, t)) if callable(a) or callable(b) else a * b
-
-
-def coefficient_text(c: Coefficient) -> str:
-    """A coefficient as rules are written: all digits that it takes to read the same number back."""
-    if callable(c):
-        return f"<{getattr(c, '__name__', type(c).__name__)}>"
-    return f"{c:g}" if float(f"{c:g}") == c else f"{c:.17g}"
-
-
-def value(c: Coefficient, progress: float | None) -> float:
-    """The coefficient's value at a point of training, 0 to 1.
-
-    Raises:
-        UntiedError: the coefficient is a function, and no progress was given.
-    """
-    if not callable(c):
-        return float(c)
-    if progress is None:
-        raise UntiedError(
-            f"coefficient {coefficient_text(c)} is a function of training progress, and none was given: "
-            "use untied.record(model, progress=step / steps)"
-        )
-    return float(c(progress))
 
 
 def total(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .algebra import OPTIONS, Alignment, Rule, Transport
 from .errors import UntiedError
-from .primitives import Coefficient, Combination, Primitive
+from .primitives import Combination, Primitive
+from .schedules import Coefficient
 
 __all__ = [
     "NAMED",

@@ -1,12 +1,13 @@
-"""The text form of a rule, read without eval.
+"""The text form of a rule, and of a coefficient, read without eval.
 
-    rule    =  term { ("+" | "-") term }
-    term    =  [ number "*" ] atom
-    atom    =  name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
-    value   =  number | word             number = 0.5, 1e-3, -2, 1/8
+    rule         =  term { ("+" | "-") term }
+    term         =  [ coefficient "*" ] atom
+    atom         =  name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
+    value        =  coefficient | word
+    coefficient  =  number | [ number "*" ] schedule        number = 0.5, 1e-3, -2, 1/8
 
 A name is a primitive (amp), a named rule (sa), or ``align(amp=1, decay=0.5, fraction=1/8)``: any combination
-with options.
+with options. A schedule is called as in Python: ``linear(0, 1, stop=0.1)``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .algebra import OPTIONS, Alignment, Rule
 from .errors import UntiedError
 from .primitives import PRIMITIVES, Combination
 from .rules import NAMED, as_rule, named, options_of
+from .schedules import SCHEDULES, Coefficient, Composed, Schedule, multiply
 
-__all__ = ["parse_rule"]
+__all__ = ["parse_coefficient", "parse_rule"]
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[-+*/(),=]))"
@@ -36,8 +38,9 @@ class _Token:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, what: str) -> None:
         self.text = text
+        self.what = what
         self.tokens: list[_Token] = []
         at = 0
         while text[at:].strip():
@@ -46,7 +49,7 @@ class _Reader:
                 start = at + len(text[at:]) - len(text[at:].lstrip())
                 self.fail(
                     _Token("unknown", text[start], start),
-                    "a rule is made of names, numbers and + - * / ( ) , =",
+                    f"a {what} is made of names, numbers and + - * / ( ) , =",
                 )
             kind = str(match.lastgroup)
             self.tokens.append(_Token(kind, match[kind], match.start(kind)))
@@ -59,7 +62,7 @@ class _Reader:
         found = "the end" if token.kind == "end" else repr(token.text)
         marked = f"{self.text[: token.start]}>>>{token.text}<<<{self.text[token.start + len(token.text) :]}"
         raise UntiedError(
-            f"cannot read rule at {found}, column {token.start + 1}, in '{' '.join(marked.split())}': {way_out}"
+            f"cannot read {self.what} at {found}, column {token.start + 1}, in '{' '.join(marked.split())}': {way_out}"
         )
 
     @property
@@ -91,10 +94,69 @@ class _Reader:
             v /= float(below.text)
         return v
 
-    def option(self) -> Any:
+    def coefficient(self) -> Coefficient:
+        start = self.next
+        factor = -1.0 if self.take("-") else 1.0
+        if self.next.kind not in ("number", "word"):
+            self.fail(self.next, "expected a number or a schedule, such as linear(0, 1)")
+        if self.next.kind == "number":
+            factor *= self.number()
+            if not (self.next.text == "*" and self.tokens[self.at + 1].text in SCHEDULES):
+                return factor
+            self.at += 1
+        schedule = self.schedule()
+        try:
+            return multiply(factor, schedule)
+        except UntiedError as error:
+            self.fail(start, str(error))
+
+    def schedule(self) -> Schedule:
+        name = self.next
+        if name.text not in SCHEDULES:
+            self.fail(name, f"possible are numbers and {'; '.join(s.usage for s in SCHEDULES.values())}")
+        self.at += 1
+        kind = SCHEDULES[name.text]
+        if not self.take("("):
+            self.fail(self.next, f"expected (: write {kind.usage}")
+        values: list[float] = []
+        options: dict[str, Any] = {}
+        while not self.take(")"):
+            if (values or options) and not self.take(","):
+                self.fail(self.next, "expected , or )")
+            if self.next.kind == "word":
+                key = self.expect("word", "a name")
+                if key.text in options:
+                    self.fail(key, "it is given twice")
+                if not self.take("="):
+                    self.fail(self.next, "expected =")
+                options[key.text] = self.numbers() if self.take("(") else self.number()
+            elif options:
+                self.fail(self.next, f"expected a name: write {kind.usage}")
+            else:
+                values.append(self.number())
+        try:
+            return kind(*values, **options)
+        except UntiedError as error:
+            self.fail(name, str(error))
+        except TypeError:  # too few, too many, an unknown name
+            self.fail(name, f"write {kind.usage}")
+
+    def numbers(self) -> list[float]:
+        found = [self.number()]
+        while self.take(","):
+            found.append(self.number())
+        if not self.take(")"):
+            self.fail(self.next, "expected , or )")
+        return found
+
+    def option(self, key: str) -> Any:
+        if key in PRIMITIVES and (self.next.kind != "word" or self.next.text in SCHEDULES):
+            return self.coefficient()
         if self.next.kind != "word":
             v = self.number()
             return int(v) if v == int(v) else v
+        if self.next.text in SCHEDULES and self.tokens[self.at + 1].text == "(":
+            self.fail(self.next, f"{key} is not a coefficient: only those take a schedule")
         word = self.expect("word", "a value").text
         return {"true": True, "false": False, "none": None}.get(word.lower(), word)
 
@@ -118,7 +180,7 @@ class _Reader:
                     self.fail(key, "it is given twice")
                 if not self.take("="):
                     self.fail(self.next, "expected =")
-                options[key.text] = self.option()
+                options[key.text] = self.option(key.text)
         if name in PRIMITIVES:
             return Combination({PRIMITIVES[name]: 1.0})
         try:
@@ -131,20 +193,20 @@ class _Reader:
 
     def term(self, sign: float) -> Rule | Combination:
         start = self.next
-        factor = sign
-        if self.next.kind == "number" or self.next.text == "-":
-            factor *= self.number()
+        factor: Coefficient = sign
+        if self.next.kind == "number" or self.next.text == "-" or self.next.text in SCHEDULES:
+            factor = multiply(sign, self.coefficient())
             if not self.take("*"):
                 if factor == 0 and self.next.kind in ("end", "sign"):
                     return Combination({})
-                self.fail(self.next, "expected * and a name after a number")
+                self.fail(self.next, "expected * and a name after a coefficient")
         atom = self.atom()
         if factor == 1:
             return atom
         if not isinstance(atom, Combination | Alignment):
             self.fail(start, f"{atom} has no coefficients: it cannot be multiplied")
         try:
-            return atom * factor
+            return _writable(atom * factor)
         except UntiedError as error:
             self.fail(start, str(error))
 
@@ -160,10 +222,18 @@ class _Reader:
             if isinstance(total, Combination) and isinstance(other, Alignment):
                 total, other = other, total
             try:
-                total = total + other
+                total = _writable(total + other)
             except UntiedError as error:
                 self.fail(sign, str(error))
         return total
+
+
+def _writable(result: Alignment | Combination) -> Alignment | Combination:
+    """Refuse what Python computes with, but no text says."""
+    for primitive, c in (result if isinstance(result, Combination) else result.combination).items():
+        if isinstance(c, Composed):
+            raise UntiedError(f"{primitive} gets {c}, which is not one schedule: give {primitive} a single one")
+    return result
 
 
 def parse_rule(text: str) -> Rule:
@@ -176,4 +246,17 @@ def parse_rule(text: str) -> Rule:
         raise UntiedError(
             f"the rule is empty: write one of {', '.join(NAMED)}, or a combination such as 'amp + 0.5*decay + null'"
         )
-    return as_rule(_Reader(text).rule())
+    return as_rule(_Reader(text, "rule").rule())
+
+
+def parse_coefficient(text: str) -> Coefficient:
+    """Read a coefficient; `untied.schedules.parse` is its public name.
+
+    Raises:
+        UntiedError: what is wrong, where, and what is possible.
+    """
+    reader = _Reader(text, "coefficient")
+    found = reader.coefficient()
+    if reader.next.kind != "end":
+        reader.fail(reader.next, "expected the end")
+    return found

@@ -16,8 +16,8 @@ from untied.algebra import Rule
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
 from untied.lab.reading import from_mapping
-from untied.primitives import Coefficient, value
 from untied.rules import parse
+from untied.schedules import Coefficient, value
 
 __all__ = [
     "PRESETS",

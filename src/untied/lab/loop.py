@@ -161,7 +161,8 @@ class Run:
             try:
                 done = training_step(
                     self.objective, images, labels, self.optimizers, plan.phase(step),
-                    progress=step / plan.steps, step=step, parts=config.accumulate, anywhere=self.anywhere if look else None,
+                    progress=step / plan.steps, step=step, parts=config.accumulate,
+                    anywhere=self.anywhere if look else None,
                     backward=fabric.backward, move=self.move,
                     apart=lambda: fabric.no_backward_sync(self.objective),
                 )  # fmt: skip

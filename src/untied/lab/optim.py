@@ -18,7 +18,8 @@ from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
 from untied.lab.config import ELSEWHERE, OptimizerConfig
 from untied.operations import noise_like
-from untied.primitives import decay, value
+from untied.primitives import decay
+from untied.schedules import value
 
 __all__ = ["Group", "Optimizers", "factor", "time_constant"]
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from untied.algebra import Rule
 from untied.lab.config import PhaseConfig, weight
 from untied.lab.step import Phase
-from untied.primitives import Coefficient, value
+from untied.schedules import Coefficient, value
 
 __all__ = ["Plan"]
 
