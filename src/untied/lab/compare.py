@@ -78,7 +78,7 @@ def say(console: Console, line: str) -> None:
 
 def check(config: CompareConfig) -> tuple[float, str]:
     """Try out all that can fail before anything is trained. Returns the chance level, and the data in words."""
-    single_device(config.device)
+    single_device(config.device, config.precision)
     data = dataset(config.data, config.first_seed, config.device)
     if config.evaluate_on == "validation" and not data.validation.size:
         raise UntiedError(
@@ -135,7 +135,7 @@ def one_run(config: CompareConfig, entry: str, seed: int, path: str, send: Calla
         model, final = train(
             config.run(entry, seed),
             lambda metrics: send({"kind": "epoch", "metrics": metrics | {"rule": label(entry)}}),
-            single_device(config.device),
+            single_device(config.device, config.precision),
         )
         about = {"rule": entry, "seed": str(seed)}
         RunFolder.open(path).write_weights(weights_name(entry, seed), model.state_dict(), about)

@@ -308,6 +308,10 @@ class CompareConfig:
     """The split whose accuracy the table shows, at the end of each run. Tune on validation."""
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, ..."""
+    precision: Literal["32", "bf16", "16"] = "32"
+    """32; or mixed with bfloat16, or with float16 and loss scaling."""
+    channels_last: bool = False
+    """Keep convolutions' tensors with channels last, which many devices prefer."""
     workers: int = 2
     """Runs at a time, each in a process of its own; 0 trains in this process."""
     timing_steps: int = 12
@@ -344,6 +348,7 @@ class CompareConfig:
             rule=str(rule), model=self.model, data=self.data, epochs=self.epochs, seed=seed, init=self.init,
             forward=self.forward, backward=backward, phases=PhaseConfig(delay=self.delay), angles="weights",
             evaluate_on=self.evaluate_on,
+            devices=DeviceConfig(precision=self.precision, channels_last=self.channels_last),
         )  # fmt: skip
 
     @property

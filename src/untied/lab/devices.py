@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -26,14 +28,17 @@ __all__ = [
     "broadcast_buffers",
     "fabric_of",
     "full",
+    "gathered",
     "place",
     "prepared",
     "processes",
     "put",
     "single_device",
+    "summed",
     "unsharded",
 ]
 
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what runs where
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -57,10 +62,7 @@ def fabric_of(config: DeviceConfig, batch_size: int, accumulate: int = 1) -> Fab
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if accelerator == "cpu" and config.precision == "16":
-        raise UntiedError(
-            "devices.precision is 16 but devices.accelerator is cpu, which has no float16 training: use bf16 or 32"
-        )
+    _check_precision(accelerator, config.precision)
     strategy: Any = "auto"
     if config.strategy == "fsdp":
         strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
@@ -83,19 +85,26 @@ def fabric_of(config: DeviceConfig, batch_size: int, accumulate: int = 1) -> Fab
         ) from error
 
 
-def single_device(device: str = "cpu") -> Fabric:
+def single_device(device: str = "cpu", precision: str = "32") -> Fabric:
     """One device by name, such as cpu, cuda or cuda:1.
 
     Raises:
         UntiedError: it cannot be used.
     """
+    _check_precision(device, precision)
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-        return Fabric(accelerator=chosen.type, devices=1 if chosen.index is None else [chosen.index])
+        index: Any = 1 if chosen.index is None else [chosen.index]
+        return Fabric(accelerator=chosen.type, devices=index, precision=cast(Any, PRECISION[precision]))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UntiedError(f"device {device!r} cannot be used: {reason}; cpu always can") from None
+
+
+def _check_precision(accelerator: str, precision: str) -> None:
+    if accelerator == "cpu" and precision == "16":  # Fabric would use bfloat16, with a warning
+        raise UntiedError("precision is 16 but the device is cpu, which has no float16 training: use bf16 or 32")
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -106,7 +115,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, Untied):
             fully_shard(layer, mesh=mesh["data_parallel"], reshard_after_forward=False)
-    return fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    return module
 
 
 def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
@@ -127,6 +137,20 @@ def agree(fabric: Fabric, *flags: bool) -> list[bool]:
     together = torch.tensor(flags, dtype=torch.float32, device=fabric.device)
     dist.all_reduce(together, dist.ReduceOp.MAX)
     return [bool(flag) for flag in together.tolist()]
+
+
+def gathered(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """A tensor of every process, one after the other: (processes, ...)."""
+    if fabric.world_size == 1:
+        return tensor[None]
+    all_of_them = [torch.empty_like(tensor) for _ in range(fabric.world_size)]
+    dist.all_gather(all_of_them, tensor.contiguous())
+    return torch.stack(all_of_them)
+
+
+def summed(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The sum of a tensor over processes."""
+    return gathered(fabric, tensor).sum(0)
 
 
 def broadcast_buffers(fabric: Fabric, model: nn.Module) -> None:

@@ -29,7 +29,7 @@ from untied.lab import checkpoint
 from untied.lab.checkpoint import Position
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, Dataset, Loader, load
-from untied.lab.devices import agree, broadcast_buffers, prepared, single_device, unsharded
+from untied.lab.devices import agree, broadcast_buffers, gathered, prepared, single_device, summed, unsharded
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan
@@ -216,7 +216,7 @@ class Run:
         """The metrics of an epoch that has ended."""
         fabric, config = self.fabric, self.config
         broadcast_buffers(fabric, self.model)
-        J, R, right, right5, count = fabric.all_reduce(self.sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        J, R, right, right5, count = summed(fabric, self.sums).tolist()
         metrics: dict[str, Any] = {
             "rule": config.rule,
             "seed": config.seed,
@@ -277,7 +277,7 @@ class Run:
         rest: dict[str, Any] = {}
         if name == "last":
             own, states = checkpoint.tensors_of(self.optimizers)
-            tensors |= own | {"sums": self.fabric.all_gather(self.sums).reshape(-1, 5)}  # type: ignore[union-attr]
+            tensors |= own | {"sums": gathered(self.fabric, self.sums)}
             rest = {"optimizers": states, "loss_scale": self.scaler_state(), "processes": self.fabric.world_size}
             if self.average is not None:
                 rest["averaged"] = int(self.average.n_averaged)
@@ -359,8 +359,8 @@ def evaluate(model: nn.Module, loader: Loader, fabric: Fabric | None = None) -> 
             logits = model(images).float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             sums += torch.stack([*hits(logits, labels), loss, loss.new_tensor(len(labels))]).cpu()
-    if fabric is not None and world > 1:
-        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+    if fabric is not None:
+        sums = summed(fabric, sums.to(fabric.device))
     right, right5, loss, count = sums.tolist()
     if not count:
         raise UntiedError("the split that is to be evaluated has no images")

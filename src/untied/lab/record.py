@@ -46,7 +46,8 @@ CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl
 # What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
 OWN_FILES = (
     CONFIG, ENVIRONMENT, METRICS, "results.json", "table.md", "table.csv", "index.html",
-    "card.md", "timing.jsonl", "checkpoints/*.safetensors", "tensorboard/events.*", "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
+    "card.md", "timing.jsonl", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
+    "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         mean, variance = mean.to(x.dtype), (square - mean.square()).to(x.dtype)
         self._remember(mean.detach(), variance.detach() * float(total / (total - 1)))
         shape = [1, -1] + [1] * (x.dim() - 2)
-        y = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
+        y: Tensor = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
 
     def _alone(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +90,7 @@ def imported(module: str, package: str) -> Any:
         raise UntiedError(f"tracker {module} is not installed: run  pip install {package},  or leave it out") from error
 
 
-OTHERS = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+OTHERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 def trackers(name: str, folder: Path, config: Mapping[str, Any], step: int) -> list[Tracker]:
