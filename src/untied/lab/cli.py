@@ -35,8 +35,8 @@ def compare(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """Train one network in a run folder, on one device or many; --resume RUN goes on with it."""
-    from untied.lab import recipes
     from untied.lab.config import TrainConfig
+    from untied.lab.recipes import recipe
 
     words, run = take_option(arguments, "--resume")
     if run is not None:
@@ -45,7 +45,8 @@ def train(arguments: list[str]) -> int:
         from untied.lab.train import resume
 
         return resume(Path(run))
-    config = read_config(TrainConfig, recipes.chosen(words), "untied train")
+    named = recipe(words.pop(0)) if words and not words[0].startswith("-") else None
+    config = read_config(TrainConfig, words, "untied train [RECIPE]", named)
     from untied.lab.train import train  # here, as it is slow to import
 
     return train(config)
@@ -183,8 +184,8 @@ def command(words: list[str]) -> int:
     return COMMANDS[words[0]](words[1:])
 
 
-def read_config(kind: type[T], arguments: list[str], program: str) -> T:
-    """A config from the command line, over the YAML file that --config names (or that a recipe is), over the defaults.
+def read_config(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
+    """A config from the command line, over ``default`` or the YAML file that --config names, over the defaults.
 
     Raises:
         UntiedError: an unknown flag (with the nearest known one), or an impossible value.
@@ -193,15 +194,18 @@ def read_config(kind: type[T], arguments: list[str], program: str) -> T:
 
     arguments = [re.sub(r"^--data(?==|$)", "--data.name", word) for word in arguments]
     arguments, file = take_option(arguments, "--config")
-    default: dict[str, Any] = {} if file is None else {"default": read_yaml(kind, Path(file))}
+    if file is not None and default is not None:
+        raise UntiedError(f"a recipe and --config {file} are both given: name one of them")
+    start = default if file is None else read_yaml(kind, Path(file))
+    given: dict[str, Any] = {} if start is None else {"default": start}
     if {"-h", "--help"} & set(arguments):
-        shown: T = tyro.cli(kind, args=arguments, prog=program, **default)
+        shown: T = tyro.cli(kind, args=arguments, prog=program, **given)
         return shown
     said = io.StringIO()
     config: T
     try:
         with contextlib.redirect_stderr(said), columns(10_000):
-            config, unknown = tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True, **default)
+            config, unknown = tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True, **given)
     except SystemExit:
         raise UntiedError(f"{essence(said.getvalue())} ({program} --help says more)") from None
     if unknown:

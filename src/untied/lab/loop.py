@@ -101,7 +101,7 @@ class Run:
         task, align = self.plan.counts()
         size = config.data.batch_size
         self.optimizers = Optimizers(self.model, self.rule, config.forward, config.backward, task, align, size)
-        self.mover = fabric.setup_optimizers(self.optimizers)
+        self.mover: Any = fabric.setup_optimizers(self.optimizers)
         self.average = (
             None if config.ema is None else AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         )

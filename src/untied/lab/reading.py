@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from untied.errors import UntiedError
 
-__all__ = ["from_mapping", "nested_config", "read_yaml"]
+__all__ = ["from_mapping", "nested_config", "read_mapping", "read_yaml"]
 
 T = TypeVar("T")
 
@@ -61,8 +61,17 @@ def read_yaml(kind: type[T], path: Path) -> T:
     Raises:
         UntiedError: the file cannot be read, or is not such a config.
     """
+    return from_mapping(kind, read_mapping(path), f"config {path}")
+
+
+def read_mapping(path: Path) -> Any:
+    """What a YAML file holds, as plain values.
+
+    Raises:
+        UntiedError: the file cannot be read.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UntiedError(f"cannot read config {path}: {' '.join(str(error).split())}") from None
-    return from_mapping(kind, {} if values is None else values, f"config {path}")
+    return {} if values is None else values

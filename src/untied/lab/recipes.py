@@ -1,13 +1,17 @@
 """Recipes: training configurations under a name, for the paper's tables at full size and at smaller ones.
 
-A recipe is a YAML file in the repository's folder ``recipes`` (in the installed package beside this file). Its first
-comment line says what it is; fields that it leaves out have their defaults.
+A file of the repository's folder ``recipes`` (in the installed package: beside this file) is a table of runs, every
+model with every rule. The recipe ``table4/resnet50-sa`` is the file's ``base``, over it what ``models`` says of
+resnet50,
+over that what ``rules`` says of sa; what none of them says has its default.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -15,9 +19,9 @@ from rich.table import Table
 
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
-from untied.lab.reading import read_yaml
+from untied.lab.reading import from_mapping, read_mapping
 
-__all__ = ["chosen", "folder", "print_recipes", "recipes"]
+__all__ = ["folder", "print_recipes", "recipe", "recipes"]
 
 
 def folder() -> Path:
@@ -26,43 +30,51 @@ def folder() -> Path:
     return next((p for p in (here / "recipes", here.parents[2] / "recipes") if p.is_dir()), here / "recipes")
 
 
-def recipes() -> dict[str, Path]:
-    """The files by name: ``table4/resnet18-sa``."""
-    root = folder()
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+def recipes() -> dict[str, dict[str, Any]]:
+    """Every recipe by name, as plain values."""
+    found = {}
+    for path in sorted(folder().glob("*.yaml")):
+        table = read_mapping(path)
+        for model, of_model in table["models"].items():
+            for rule, of_rule in table["rules"].items():
+                found[f"{path.stem}/{model}-{rule}"] = over(over(table.get("base", {}), of_model), of_rule)
+    return found
 
 
-def chosen(words: list[str]) -> list[str]:
-    """Arguments in which a recipe's name in the first place is --config and its file.
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; the second one's values win."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = over(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def recipe(name: str) -> TrainConfig:
+    """A recipe by name.
 
     Raises:
-        UntiedError: there is no recipe of this name.
+        UntiedError: there is none of this name.
     """
-    if not words or words[0].startswith("-"):
-        return words
     known = recipes()
-    name = words[0].removesuffix(".yaml")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UntiedError(f"unknown recipe {words[0]!r}: {hint}untied recipes lists them; --config FILE takes any file")
-    if "--config" in words or any(word.startswith("--config=") for word in words):
-        raise UntiedError(f"recipe {name} and --config are both given: name one of them")
-    return ["--config", str(known[name]), *words[1:]]
-
-
-def title(path: Path) -> str:
-    """The first comment line."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+        raise UntiedError(f"unknown recipe {name!r}: {hint}untied recipes lists them; --config FILE takes any file")
+    return from_mapping(TrainConfig, known[name], f"recipe {name}")
 
 
 def print_recipes(console: Console | None = None) -> None:
-    """Print every recipe: name, model, rule, what it is."""
+    """Print every recipe: name, epochs, rule and how its backward weights move."""
     console = console or Console()
-    table = Table("recipe", "model", "epochs", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name, path in recipes().items():
-        config = read_yaml(TrainConfig, path)
-        table.add_row(name, config.model, str(config.epochs), title(path))
+    table = Table("recipe", "epochs", "rule", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for path in sorted(folder().glob("*.yaml")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        table.add_section()
+        table.add_row(f"[bold]{path.stem}[/bold]", "", f"[bold]{title}[/bold]")
+        for name, values in recipes().items():
+            if name.startswith(f"{path.stem}/"):
+                config = from_mapping(TrainConfig, values, f"recipe {name}")
+                table.add_row(name, str(config.epochs), config.rule)
     console.print(table)
-    console.print("untied train RECIPE --data.root DIR  trains one; any field can be set after it", highlight=False)
+    console.print("untied train RECIPE --data.root DIR   trains one; any field can be set after it", highlight=False)
