@@ -63,9 +63,10 @@ def from_reference(name: str, **flags: Any) -> Rule:
         name: "feedback", "mirror", "information", "symmetric", "activation", "kolen_pollack" or "none";
             short names are taken too.
         **flags: its letters ``alpha``, ``beta``, ``gamma``, numbers or `untied.schedules` (they differ from the
-            paper's, and its squares have no ½; without them its defaults), and its flags by their own names (``input_distribution``,
-            ``center_input``, ``reconstruction_reversal``, ``use_sparse``, ...). ``activation_fn_override``
-            names the activation that ``activation_forward`` and ``activation_backward`` switch on.
+            paper's, and its squares have no ½; without them its defaults), and its flags by their own names
+            (``input_distribution``, ``center_input``, ``reconstruction_reversal``, ``use_sparse``, ...).
+            ``activation_fn_override`` names the activation that ``activation_forward`` and ``activation_backward``
+            switch on.
 
     Raises:
         UntiedError: an unknown name, letter or flag.
