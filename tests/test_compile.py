@@ -37,9 +37,11 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(4, 2, 6, 6, dtype=torch.float64, generator=g), torch.randint(3, (4,), generator=g)
 
 
-def step(model: nn.Module, run: Any, x: Tensor, labels: Tensor, i: int, seed: int = 5) -> tuple[Tensor, Tensor]:
+def step(
+    model: nn.Module, run: Any, x: Tensor, labels: Tensor, i: int, seed: int = 5, align: bool = True
+) -> tuple[Tensor, Tensor]:
     torch.manual_seed(seed)
-    with untied.record(model, progress=i / 10, step=i) as tape:
+    with untied.record(model, progress=i / 10, step=i, align=align) as tape:
         task = nn.functional.cross_entropy(run(x), labels)
     R = tape.penalty()
     (task + R).backward()
@@ -67,6 +69,22 @@ def test_a_compiled_step_is_the_eager_one(rule: RuleCase) -> None:
                 (a is None) == (b is None)
                 for a, b in zip(gradients(model).values(), gradients(eager).values(), strict=True)
             )
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    "rule", ["aa", "ia(reverse=true)", "wm(noise=normal)", "kp", "ia(fraction=0.5)", "aa(every=2)"]
+)
+def test_phases_of_the_task_alone_compile_once(rule: str) -> None:
+    """Between phases the graph is another, as it is where a rule rests by ``every``: two in all."""
+    eager, model = network(rule), network(rule)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for i in range(8):
+        eager.zero_grad(), model.zero_grad()
+        step(eager, eager, *batch(), i, align=i % 4 < 2)
+        step(model, compiled, *batch(), i, align=i % 4 < 2)
+        assert_same(gradients(model), gradients(eager))
     assert counter.frame_count <= 2
 
 

@@ -18,14 +18,17 @@ import untied
 from cases import RULES, RuleCase, small_batch, small_net
 
 N = 8
-BY_WEIGHT = {"task and R": (1.0, 1.0), "R alone": (0.0, 1.0), "task alone": (1.0, 0.0)}
-"""Phases multiply the terms, so that every gradient is there in each."""
+RESTING = "task alone, rules at rest"
+BY_WEIGHT = {"task and R": (1.0, 1.0), "R alone": (0.0, 1.0), "task alone": (1.0, 0.0), RESTING: (1.0, 1.0)}
+"""Phases multiply the terms, or let the rules rest, so that every gradient is there in each."""
 
 
-def one_step(model: nn.Module, run: nn.Module, part: slice, weights: tuple[float, float], step: int) -> None:
+def one_step(
+    model: nn.Module, run: nn.Module, part: slice, weights: tuple[float, float], step: int, align: bool = True
+) -> None:
     x, labels = small_batch(N)
     torch.manual_seed(7)
-    with untied.record(run, progress=0.5, step=step) as tape:
+    with untied.record(run, progress=0.5, step=step, align=align) as tape:
         task = nn.functional.cross_entropy(run(x[part]), labels[part])
     (weights[0] * task + weights[1] * tape.penalty()).backward()
 
@@ -44,7 +47,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         run = DistributedDataParallel(model)
         for i, (name, weights) in enumerate(BY_WEIGHT.items()):
             model.zero_grad()
-            one_step(model, run, slice(rank * N // 2, (rank + 1) * N // 2), weights, i)
+            one_step(model, run, slice(rank * N // 2, (rank + 1) * N // 2), weights, i, name != RESTING)
             results |= {f"{rule.text}/{name}/{n}": g for n, g in collected(model).items()}
         model.zero_grad()
         with run.no_sync():  # accumulation: two micro-batches before one exchange
@@ -75,7 +78,8 @@ def test_two_processes_are_one_big_batch(rule: RuleCase, phase: str, processes: 
     assert all(torch.equal(first[n], second[n]) for n in first)
     model = small_net(rule.text)
     weights = BY_WEIGHT.get(phase, (1.0, 1.0))
-    one_step(model, model, slice(0, N), weights, list(BY_WEIGHT).index(phase) if phase in BY_WEIGHT else 0)
+    i = list(BY_WEIGHT).index(phase) if phase in BY_WEIGHT else 0
+    one_step(model, model, slice(0, N), weights, i, phase != RESTING)
     wanted = collected(model)
     assert first.keys() == wanted.keys()
     if rule.over_batch or (rule.random and rule.text != "brsf"):

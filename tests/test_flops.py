@@ -101,6 +101,16 @@ def test_a_resting_step_costs_what_backpropagation_does(rule: str) -> None:
     assert [count(model, x, step=i) > 3 * product for i in range(5)] == [True, False, False, False, True]
 
 
+@by_rule
+@by_model
+def test_a_step_of_the_task_alone_costs_what_feedback_alignment_does(
+    rule: RuleCase, make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    model, x, product = built(make, shape, needs_gradient=True)
+    untied.untie_(model, rule.text)
+    assert count(model, x, align=False) == 3 * product
+
+
 @pytest.mark.parametrize("rule", ["fa", "sa", "kp", "usf", "frsf", "brsf", "bp"])
 def test_a_frozen_layer_costs_no_weight_gradient(rule: str) -> None:
     model, x, product = built(*MODELS["convolution"], needs_gradient=True)

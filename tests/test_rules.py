@@ -41,6 +41,7 @@ from untied.rules import (
     parse,
     taxonomy,
 )
+from untied.schedules import Linear
 
 # Every rule of the table, on every layer of the table
 
@@ -333,6 +334,7 @@ def test_counted_costs_are_the_designs(rule: str, cost: float) -> None:
         ("information", {"alpha": 0.5, "beta": 0.25, "gamma": 0.125}, "ia(amp=0.5, null=0.5, decay=0.25)"),
         ("kolen_pollack", {"alpha": 0.5}, "kp(decay=1)"),
         ("wm", {"alpha": 0.5, "beta": 0.25}, "wm(decay=1, amp=0.25)"),
+        ("mirror", {"alpha": Linear(0, 0.5), "beta": Linear(1, 0)}, "wm(decay=linear(0, 1), amp=linear(1, 0))"),
         # its flags
         ("mirror", {"input_distribution": "normal", "input_stddev": 0.5},
          "wm(amp=1e-3, decay=2e-3, noise=normal, noise_std=0.5)"),
@@ -397,6 +399,7 @@ def test_every_flag_of_the_reference_is_an_operation_here() -> None:
         ("mirror", {"use_sparse": True}, ["use_sparse", "information"]),
         ("mirror", {"activation_forward": True}, ["activation_forward", "activation_fn_override"]),
         ("mirror", {"alpha": "x"}, ["alpha", "number"]),
+        ("mirror", {"alpha": lambda t: t}, ["alpha", "a number or a schedule"]),
     ],
 )
 def test_mistakes_with_the_reference(name: str, flags: dict[str, Any], parts: list[str]) -> None:

@@ -76,7 +76,7 @@ class Untied:
         W = getattr(self, weight)
         b = None if bias is None else getattr(self, bias)
         B = self.backward_kernel(weight, W)
-        key = (id(B), None if part is None else part.start)
+        kernels = W, B
         if part is not None:
             W, B, b = W[part], B[part], None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
@@ -84,7 +84,7 @@ class Untied:
         if self.listener is not None:
             self.listener(self, x_, y, W_, B_, geometry)
         elif self.tape is not None:
-            self.tape.note(self, x_, y, W_, B_, b_, geometry, (W, B), key)
+            self.tape.note(self, x_, y, W_, B_, b_, geometry, kernels, part)
         elif self.rule.aligns and torch.is_grad_enabled() and getattr(self, "training", False):
             self._warn_unrecorded()
         return y

@@ -10,6 +10,7 @@ from typing import Any
 from .algebra import Rule
 from .errors import UntiedError
 from .rules import named
+from .schedules import Schedule
 
 __all__ = ["from_reference"]
 
@@ -61,10 +62,11 @@ def from_reference(name: str, **flags: Any) -> Rule:
     Args:
         name: "feedback", "mirror", "information", "symmetric", "activation", "kolen_pollack" or "none";
             short names are taken too.
-        **flags: its letters ``alpha``, ``beta``, ``gamma`` (they differ from the paper's, and its squares
-            have no ½; without them its defaults), and its flags by their own names (``input_distribution``,
-            ``center_input``, ``reconstruction_reversal``, ``use_sparse``, ...). ``activation_fn_override``
-            names the activation that ``activation_forward`` and ``activation_backward`` switch on.
+        **flags: its letters ``alpha``, ``beta``, ``gamma``, numbers or `untied.schedules` (they differ from the
+            paper's, and its squares have no ½; without them its defaults), and its flags by their own names
+            (``input_distribution``, ``center_input``, ``reconstruction_reversal``, ``use_sparse``, ...).
+            ``activation_fn_override`` names the activation that ``activation_forward`` and ``activation_backward``
+            switch on.
 
     Raises:
         UntiedError: an unknown name, letter or flag.
@@ -79,8 +81,8 @@ def from_reference(name: str, **flags: Any) -> Rule:
     for flag, given in flags.items():
         if flag in letters:
             primitive, factor = letters[flag]
-            if callable(given) or not isinstance(given, int | float) or isinstance(given, bool):
-                raise UntiedError(f"{flag}={given!r} is not possible: give a number")
+            if not isinstance(given, int | float | Schedule) or isinstance(given, bool):
+                raise UntiedError(f"{flag}={given!r} is not possible: give a number or a schedule")
             coefficients[primitive] = given * factor
         elif flag in _REFERENCE_FLAGS and short in _REFERENCE_LETTERS:
             ours = _REFERENCE_FLAGS[flag]

@@ -45,10 +45,15 @@ class Connection:
 
     layer: Untied
     rule: Alignment
-    W: Tensor
-    B: Tensor
+    kernels: tuple[Tensor, Tensor]
+    part: slice | None
     calls: list[Terms] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
+
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """W and B, or their part. Cut out where R is asked for, since the forward pass may be without autograd."""
+        W, B = self.kernels
+        return (W, B) if self.part is None else (W[self.part], B[self.part])
 
 
 class Tape:
@@ -57,15 +62,17 @@ class Tape:
     Attributes:
         progress: of training, 0 to 1, for coefficients that are functions of it; or None.
         step: number of the training step, for rules with ``every``; or None.
+        align: whether rules are evaluated, or all rest.
     """
 
-    def __init__(self, layers: dict[str, Untied], progress: float | None, step: int | None) -> None:
+    def __init__(self, layers: dict[str, Untied], progress: float | None, step: int | None, align: bool = True) -> None:
         self.layers = layers
         self.progress = progress
         self.step = step
+        self.align = align
         rules = [layer.rule for layer in layers.values() if isinstance(layer.rule, Alignment)]
         # Where in the batch a ``fraction`` begins, 0 to 1. Without one, no random number is taken.
-        self.place = torch.rand(()) if any(rule.fraction < 1 for rule in rules) else torch.zeros(())
+        self.place = torch.rand(()) if align and any(rule.fraction < 1 for rule in rules) else torch.zeros(())
         # Settled here, once a step: inside a compiled model they would be guards.
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
@@ -73,15 +80,16 @@ class Tape:
         self.connections: dict[Key, Connection] = {}
         for name, layer in layers.items():
             rule = layer.rule
-            if not isinstance(rule, Alignment) or id(rule) in self.coefficients:
+            if not isinstance(rule, Alignment) or id(rule) in self.resting:
                 continue
-            if rule.every > 1 and step is None:
+            if align and rule.every > 1 and step is None:
                 raise UntiedError(
                     f"layer {name}: rule {rule} is evaluated every {rule.every} steps, and no step was given: "
                     "use untied.record(model, step=i)"
                 )
-            self.coefficients[id(rule)] = rule.coefficients(progress)
-            self.resting[id(rule)] = rule.every > 1 and step is not None and step % rule.every != 0
+            self.resting[id(rule)] = not align or (step is not None and step % rule.every != 0)
+            if align:
+                self.coefficients[id(rule)] = rule.coefficients(progress)
 
     def note(
         self,
@@ -93,19 +101,24 @@ class Tape:
         bias: Tensor | None,
         geometry: Geometry,
         kernels: tuple[Tensor, Tensor],
-        key: Key,
+        part: slice | None,
     ) -> None:
         """Called by a layer: input x and output y of one call (in autocast's dtype, as are W, B and bias).
 
-        ``kernels`` are the parameters themselves, or the slices of them, that gradients go to; ``key`` names them.
+        ``kernels`` are the parameters themselves, that gradients go to; ``part`` their rows that were used, or None.
         """
         self.called.append(layer)
         rule = layer.rule
         if not isinstance(rule, Alignment) or not rule.aligns:
             return
-        connection = self.connections.setdefault(key, Connection(layer, rule, *kernels))
+        key = (id(kernels[1]), None if part is None else part.start)
+        connection = self.connections.setdefault(key, Connection(layer, rule, kernels, part))
         if not rule.needs_data or self.resting[id(rule)]:
             return
+        if (
+            not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        ):  # some rules take gradients of their own here
+            raise UntiedError("R cannot be recorded under torch.inference_mode(): use torch.no_grad()")
         with torch.no_grad():
             s, scale = self.signals(rule, x, y, W, B, bias, geometry)
             if scale == 0:
@@ -177,7 +190,7 @@ class Tape:
 
     def terms(self, key: Key, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(value, kernel, gradient) for B, and for W where R moves it."""
-        rule, W, B = connection.rule, connection.W, connection.B
+        rule, (W, B) = connection.rule, connection.targets()
         with torch.no_grad():
             if self.resting[id(rule)]:  # multiplied by 0 rather than dropped: DDP waits for every gradient
                 R, dB, dW = (
@@ -219,7 +232,9 @@ class Tape:
 
 
 @contextmanager
-def record(model: nn.Module, *, progress: float | None = None, step: int | None = None) -> Iterator[Tape]:
+def record(
+    model: nn.Module, *, progress: float | None = None, step: int | None = None, align: bool = True
+) -> Iterator[Tape]:
     """Record a training forward pass, for R.
 
     ::
@@ -228,13 +243,26 @@ def record(model: nn.Module, *, progress: float | None = None, step: int | None 
             task = cross_entropy(model(images), labels)
         (task + tape.penalty()).backward()
 
+    A phase that aligns alone, a mirror phase, needs no autograd through the network::
+
+        with untied.record(model) as tape, torch.no_grad():
+            model(inputs)
+        tape.penalty().backward()
+
+    `DistributedDataParallel` averages gradients only after a forward pass with autograd: leave ``no_grad`` out there
+    and write ``(0 * task + tape.penalty()).backward()``, or average B's gradients oneself.
+
     Args:
         model: a converted model, also wrapped in `DistributedDataParallel` or compiled; in training or evaluation mode.
         progress: of training, 0 to 1; needed by coefficients that are functions of it.
         step: number of this training step; needed by rules with ``every``.
+        align: False lets every rule rest in this pass, for phases that train the task alone: R is 0, at no cost, and
+            every B that aligns still gets a gradient, of zeros, so that DDP waits for none in vain. Neither progress
+            nor step is needed then. The pseudogradient that Kolen-Pollack's B copies is the task's, and stays.
 
     Raises:
-        UntiedError: nothing in the model is converted; two recordings at once; progress or step is missing.
+        UntiedError: nothing in the model is converted; two recordings at once; progress or step is missing. Later:
+            a layer is called under ``torch.inference_mode()`` (use ``torch.no_grad()``).
     """
     from .layers import untied_layers
 
@@ -245,7 +273,7 @@ def record(model: nn.Module, *, progress: float | None = None, step: int | None 
         )
     if any(layer.tape is not None for layer in layers.values()):
         raise UntiedError("this model is being recorded already: leave the first record() before entering another")
-    tape = Tape(layers, progress, step)
+    tape = Tape(layers, progress, step, align)
     for layer in layers.values():
         layer.tape = tape
     try:
