@@ -7,15 +7,16 @@ import math
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.config import CompareConfig, OptimizerConfig
+from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig
 from untied.lab.data import DataConfig
 from untied.lab.loop import train
 from untied.lab.optim import Optimizers, factor, time_constant
-from untied.lab.step import NotFinite, Phase, training_step
+from untied.lab.step import NotFinite, Objective, Phase, training_step
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
 
@@ -27,8 +28,12 @@ def setup(rule: str, forward: OptimizerConfig = PLAIN, backward: OptimizerConfig
     images, labels = torch.randn(8, 1, 2, 2), torch.arange(8) % 3
     optimizers = Optimizers(model, model[1].rule, forward, backward, **({"steps": 10} | more))
 
-    def step(phase: Phase | None = None, number: int = 0):
-        return training_step(model, images, labels, optimizers, phase or Phase(), progress=0.0, step=number)
+    objective = Objective(model)
+
+    def step(phase: Phase | None = None, number: int = 0, **how):
+        return training_step(
+            objective, images, labels, optimizers, phase or Phase(), progress=0.0, step=number, **how
+        )
 
     return model, optimizers, step, images
 
@@ -50,19 +55,20 @@ def test_a_step_moves_w_and_what_the_rule_says(rule: str) -> None:
 
 def test_without_a_task_only_the_backward_weights_move() -> None:
     forward = OptimizerConfig(lr=0.1, weight_decay=0.1)
-    model, optimizers, step, _ = setup("sa", forward, delay=3)
+    model, optimizers, step, _ = setup("sa", forward, align_steps=3)
     before = snapshot(model)
     for number in range(3):
         step(Phase(task=0.0), number)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == ("backward" not in name), name
-    assert optimizers.forward.schedule.last_epoch == 0  # the task's schedule has not begun
+    assert optimizers.forward.moves == 0  # the task's schedule has not begun
+    assert optimizers.backward.moves == 3
 
 
 def test_weight_decay_reaches_forward_kernels_alone() -> None:
     model, optimizers, _, _ = setup("sa", dataclasses.replace(PLAIN, weight_decay=0.5))
     decays = {
-        id(p): g["weight_decay"] for o in optimizers.groups for g in o.optimizer.param_groups for p in g["params"]
+        id(p): g["weight_decay"] for o in optimizers.all for g in o.optimizer.param_groups for p in g["params"]
     }
     by_name = {name: decays[id(p)] for name, p in model.named_parameters()}
     assert {name for name, decay in by_name.items() if decay} == {"1.weight", "4.weight"}
@@ -137,32 +143,57 @@ def test_what_is_not_finite_is_named_and_nothing_moves(break_it, said: str) -> N
         torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_diverging_run_names_its_rule() -> None:
-    config = CompareConfig(
-        rules=("wm @ SGD(lr=1e6)",), model="mlp-8", epochs=1, data=DataConfig("synthetic", synthetic_shape=(1, 4, 4))
-    )
-    with pytest.raises(NotFinite, match=r"rule wm @ SGD\(lr=1e6\).* at step \d+ \(first in layer fc"):
-        train(config, config.entries[0], 0, lambda metrics: None)
+def config_of(rule: str, **more) -> TrainConfig:
+    data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_count=200)
+    backward = OptimizerConfig(lr=0.9, momentum=0)
+    return TrainConfig(**({"rule": rule, "model": "mlp-8", "epochs": 2, "data": data, "backward": backward} | more))
+
+
+def test_a_diverging_run_says_where() -> None:
+    config = config_of("wm", backward=OptimizerConfig(lr=1e6), epochs=4)
+    with pytest.raises(NotFinite, match=r"at step \d+ \(first in layer fc\d: its backward_weight\)"):
+        train(config, lambda metrics: None)
 
 
 def test_the_same_seed_gives_the_same_run_whatever_was_aligned_before() -> None:
-    data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_count=200)
-    config = CompareConfig(
-        rules=("sa",), model="mlp-8", epochs=2, data=data, backward=OptimizerConfig(lr=0.9, momentum=0)
-    )
+    config = config_of("sa", seed=1)
     lines: list[dict] = []
-    first, result = train(config, "sa", 1, lines.append)
-    again, same = train(config, "sa", 1, lambda metrics: None)
+    first, result = train(config, lines.append)
+    again, same = train(config, lambda metrics: None)
     assert result == same
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert [line["epoch"] for line in lines] == [1, 2]
     delayed: list[dict] = []
-    train(dataclasses.replace(config, delay=2), "sa", 1, delayed.append)
+    phases = PhaseConfig(delay=2)
+    train(dataclasses.replace(config, phases=phases), delayed.append)
     assert [line["epoch"] for line in delayed] == [-1, 0, 1, 2]
     assert delayed[1]["weight_angle"]["fc1"] < 1  # aligned before the task began
     untouched: list[dict] = []
-    train(dataclasses.replace(config, delay=2), "bp", 1, untouched.append)
+    train(dataclasses.replace(config, phases=phases, rule="bp"), untouched.append)
     assert [line["epoch"] for line in untouched] == [1, 2]  # there is nothing to align
+
+
+@pytest.mark.parametrize("rule", ["bp", "kp", "sa", "ia"])
+def test_a_batch_in_parts_is_the_batch(rule: str) -> None:
+    whole, optimizers, step, _ = setup(rule)
+    whole[2].eval(), step(parts=1)
+    parts, _, step_in_parts, _ = setup(rule)
+    parts[2].eval(), step_in_parts(parts=4)
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_phase_does_not_pay_for_what_it_leaves_out() -> None:
+    def flops(phase: Phase, rule: str) -> int:
+        model, _, step, _ = setup(rule)
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            step(phase)
+        return counter.get_total_flops()
+
+    assert flops(Phase(align=0.0), "ia") == flops(Phase(), "fa")
+    forward = 2 * 8 * (4 * 6 + 6 * 3)
+    assert flops(Phase(task=0.0), "sa") == forward
+    assert flops(Phase(task=0.0), "wm") == 2 * forward  # and a correlate a layer
 
 
 def test_an_optimizer_that_cannot_move_these_weights_says_so() -> None:

@@ -119,12 +119,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return module
 
 
-def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
+def prepared(model: nn.Module, config: DeviceConfig, fabric: Fabric) -> nn.Module:
     """A converted model as the devices want it: memory format, batch normalisation, compiled."""
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.sync_batch_norm and processes(config) * config.nodes > 1:
-        model = synchronised(model)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        model = synchronised(model, fabric.device)
     if config.compile:
         model.compile()
     return model

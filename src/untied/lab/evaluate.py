@@ -79,7 +79,7 @@ def evaluate_run(
     loader = getattr(data, split)
     if not loader.size:
         raise UntiedError(f"the run's {split} split has no images (data.validation is {config.data.validation:g})")
-    model = prepared(model, one).to(fabric.device)
+    model = prepared(model, one, fabric).to(fabric.device)
     scores = evaluate(model, loader, fabric)
     angles = alignment(model, data, fabric, dataclasses.replace(config, angles="all"))
     result: dict[str, Any] = {

@@ -96,7 +96,7 @@ class Run:
         self.data = dataset(config.data, config.seed, str(fabric.device))
         self.rule: Rule = parse(config.rule)
         self.plan = Plan(config.phases, self.rule, config.epochs, len(self.data.train))
-        self.model = prepared(network(config, self.data), config.devices)
+        self.model = prepared(network(config, self.data), config.devices, fabric)
         self.objective = fabric.setup_module(Objective(self.model, config.label_smoothing))
         task, align = self.plan.counts()
         size = config.data.batch_size
@@ -231,10 +231,6 @@ class Run:
                 metrics |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1,
                             "validation_top5": scores.top5}  # fmt: skip
             metrics |= alignment(self.model, self.data, fabric, config)
-        for split in ("train", "validation"):
-            damaged = getattr(self.data, split).damaged
-            if damaged:
-                metrics[f"{split}_damaged"] = len(damaged)
         return metrics
 
     def note_best(self, number: int, accuracy: float | None) -> bool:

@@ -1,7 +1,7 @@
 """Batch normalisation over the parts of a batch that several processes hold, on any device.
 
-PyTorch's own `nn.SyncBatchNorm` does it on GPUs alone; on a CPU this stands in for it, so that a run means the same
-everywhere and can be tested without one.
+PyTorch's own `nn.SyncBatchNorm` does it on GPUs alone; on a CPU another one stands in for it, so that a run means the
+same everywhere and can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +17,7 @@ __all__ = ["synchronised"]
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; so is the sum of its gradient."""
+    """The sum over processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -33,33 +32,26 @@ class _Sum(torch.autograd.Function):
         return g
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """`nn.SyncBatchNorm`, on CPUs too. x is [n, c, ...], n of it here, the rest in other processes."""
+class SyncBatchNormOnCPU(_BatchNorm):
+    """x is [n, c, ...]: n examples here, others in other processes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
-        statistics = self.training or self.running_mean is None
-        if x.device.type != "cpu":
+        if not self.training:
             return super().forward(x)
-        if not statistics or not dist.is_initialized():
-            return self._alone(x)
         dims = [0, *range(2, x.dim())]
         count = x.numel() / x.shape[1]
         wide = x.double()  # so that the difference below loses nothing
         sums = _Sum.apply(torch.cat([wide.sum(dims), wide.square().sum(dims), wide.new_tensor([count])]))
-        total = sums[-1].detach()
+        total = float(sums[-1])
         mean, square = (sums[:-1] / total).chunk(2)
         mean, variance = mean.to(x.dtype), (square - mean.square()).to(x.dtype)
-        self._remember(mean.detach(), variance.detach() * float(total / (total - 1)))
+        self._remember(mean.detach(), variance.detach() * (total / (total - 1)))
         shape = [1, -1] + [1] * (x.dim() - 2)
         y: Tensor = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
-
-    def _alone(self, x: Tensor) -> Tensor:
-        training = self.training or self.running_mean is None
-        momentum = 0.0 if self.momentum is None else self.momentum
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum, self.eps
-        )
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -70,10 +62,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
-def synchronised(model: nn.Module) -> nn.Module:
-    """Exchange every batch normalisation for a synchronised one, in place: the same parameters and buffers."""
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Exchange every batch normalisation for a synchronised one: the same parameters, buffers and names."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return]
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.__class__ = SyncBatchNorm
-            module.process_group = None  # type: ignore[assignment]
+        if isinstance(module, _BatchNorm):
+            module.__class__ = SyncBatchNormOnCPU
     return model

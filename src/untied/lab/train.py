@@ -117,6 +117,9 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
             if result.get("failure"):
                 say(console, f"untied: {result['failure']}")
             card.write(folder, config)
+            if "accuracy" in result:
+                say(console, f"{result['split']} top-1 {100 * result['accuracy']:.2f} %, "
+                             f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f}")  # fmt: skip
             say(console, f"folder {folder.path}")
         elif first:
             say(console, f"stopped after step {run.position.step} of {run.plan.steps}; "
@@ -163,20 +166,20 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
             nonlocal worst, began, seen
             folder.append(metrics)
             elapsed, images = time.perf_counter() - began, run.images - seen
-            folder.append(
-                {"epoch": metrics["epoch"], "seconds": elapsed, "images_per_second": images / elapsed}, "timing.jsonl"
-            )
+            damaged = {split: getattr(run.data, split).damaged for split in ("train", "validation")}
+            speed = {"epoch": metrics["epoch"], "seconds": elapsed, "images_per_second": images / elapsed}
+            folder.append(speed | {f"damaged_{split}": len(files) for split, files in damaged.items()}, "timing.jsonl")
             began, seen = time.perf_counter(), run.images
             for follower in followers:
                 follower.log(tracking.numbers(metrics), metrics["step"])
             angles = metrics["weight_angle"]
             layer = max(angles, key=lambda name: angles[name])
             worst = f"  worst angle {angles[layer]:.1f}° ({layer})"
-            for split in ("train", "validation"):
-                damaged = getattr(run.data, split).damaged
-                if damaged:
-                    name, why = next(iter(damaged.items()))
-                    say(console, f"{len(damaged)} {split} images could not be read, first {name} ({why})")
+            for split, files in damaged.items():
+                for name, why in list(files.items())[:1]:
+                    say(
+                        console, f"{len(files)} {split} images could not be read and are left out; first {name} ({why})"
+                    )
             if not console.is_terminal:
                 say(console, line_of(metrics) + worst)
 

@@ -1,0 +1,68 @@
+"""When the task is trained and when the backward weights align."""
+
+from __future__ import annotations
+
+import pytest
+
+from untied.errors import UntiedError
+from untied.lab.config import PhaseConfig, TrainConfig
+from untied.lab.phases import Plan
+from untied.rules import parse
+
+
+def course(config: PhaseConfig, rule: str = "wm", epochs: int = 4, length: int = 3) -> str:
+    """A letter a step: both, task alone, align alone."""
+    plan = Plan(config, parse(rule), epochs, length)
+    letters = {(True, True): "b", (True, False): "t", (False, True): "a"}
+    return "".join(letters[plan.trained(step)] for step in range(plan.steps))
+
+
+def test_simultaneous_and_delay() -> None:
+    assert course(PhaseConfig()) == "b" * 12
+    assert course(PhaseConfig(delay=1)) == "aaa" + "b" * 12
+
+
+def test_alternating_is_one_alignment_step_then_n_of_the_task() -> None:
+    assert course(PhaseConfig("alternating", task_steps=2)) == "att" * 4
+    assert course(PhaseConfig("alternating"), epochs=1, length=5) == "atata"
+
+
+def test_mirror_and_engaged_epochs() -> None:
+    assert course(PhaseConfig("mirror", mirror_epochs=1, engaged_epochs=2)) == "aaattttttaaa"
+    assert course(PhaseConfig("mirror", delay=1), epochs=2) == "aaa" + "aaattt"
+
+
+@pytest.mark.parametrize(("rule", "letter"), [("bp", "t"), ("fa", "t"), ("usf", "t"), ("kp", "b")])
+def test_rules_with_nothing_to_align_alone_train_the_task_in_every_step(rule: str, letter: str) -> None:
+    assert course(PhaseConfig("alternating", delay=2), rule) == letter * 12
+
+
+def test_counts_are_what_each_optimizer_will_do() -> None:
+    plan = Plan(PhaseConfig("alternating", task_steps=3, delay=1), parse("wm"), 2, 8)
+    assert plan.counts() == (12, 8 + 4)
+    assert list(plan.numbers) == [0, 1, 2]
+    assert list(plan.of_epoch(1, start=6)) == [14, 15]
+
+
+def test_weights_follow_their_schedule() -> None:
+    plan = Plan(PhaseConfig(task="linear(0, 1, stop=0.5)", align="steps(2, 0.5)"), parse("sa"), 2, 4)
+    seen = [plan.phase(step) for step in range(8)]
+    assert [p.task for p in seen] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+    assert [p.align for p in seen] == pytest.approx([2, 2, 2, 2, 0.5, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: PhaseConfig(task_steps=3), "phases.task_steps is 3 but phases.kind is simultaneous"),
+        (lambda: PhaseConfig("alternating", mirror_epochs=2), "phases.mirror_epochs is 2 but phases.kind is alternat"),
+        (lambda: PhaseConfig(delay=-1), "delay is -1: it must be at least 0"),
+        (lambda: PhaseConfig(task="-1"), "phases.task is -1: a loss term's weight must not be negative"),
+        (lambda: PhaseConfig(align="linaer(0, 1)"), "phases.align: "),
+        (lambda: TrainConfig(phases=PhaseConfig(task="0")), "phases.task is 0: the task would never be trained"),
+        (lambda: TrainConfig(rule="kp", phases=PhaseConfig("mirror")), "rule is kp but phases.kind is mirror"),
+    ],
+)
+def test_contradictions_are_named(make, said: str) -> None:
+    with pytest.raises(UntiedError, match=said.replace("(", r"\(")):
+        make()
