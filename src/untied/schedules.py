@@ -2,7 +2,7 @@
 
 A coefficient is a number, a schedule, or any function of training progress t, 0 at the start and 1 at the
 end. A schedule is written as it is printed, ``linear(0, 1, stop=0.1)``, in Python with a capital, and stands
-wherever a coefficient's number does. Each is constant outside of what its places name.
+wherever a coefficient's number does.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def coefficient_text(c: Coefficient) -> str:
 
 def number_text(v: float) -> str:
     """A number with all the digits that it takes to read the same one back."""
-    return f"{v:g}" if float(f"{v:g}") == v else f"{v:.17g}"
+    return f"{v:g}" if float(f"{v:g}") == v else repr(float(v))
 
 
 def parse(text: str) -> Coefficient:

@@ -205,6 +205,7 @@ def test_a_rule_brings_its_optimizer() -> None:
     assert str(rule) == "ia(null=2)"
     assert optimizer == OptimizerConfig("Adam", lr=1e-3, schedule="cosine", clip=1.0)
     assert parse_entry("aa @ RMSprop", default)[1] == OptimizerConfig("RMSprop")
+    assert str(parse_entry("wm(amp=linear(0, 1)) @ SGD(lr=1)", default)[0]) == "wm(amp=linear(0, 1))"
 
 
 @pytest.mark.parametrize("name", PRESETS)

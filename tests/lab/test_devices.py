@@ -77,7 +77,7 @@ def worker(rank: int, port: int, strategy: str, world: int, folder: str) -> None
         if world == 2:
             found = gradients_of_a_step(model, objective, Phase(), part, parts=2, **how)
             results |= {f"{rule}/accumulated/{n}": g for n, g in found.items()}
-        with unsharded(model):  # evaluation and measurements see whole weights
+        with unsharded(objective):  # evaluation and measurements see whole weights
             y = model.eval()(small_batch(N)[0])
             results[f"{rule}/evaluated"] = y.detach()
             angles = untied.metrics.weight_angles(model)

@@ -121,6 +121,7 @@ def test_time_constant_is_the_one_that_b_shows(lr: float, momentum: float) -> No
 
 def test_time_constant_only_where_it_is_simple() -> None:
     assert time_constant(untied.rules.parse("sa"), OptimizerConfig("Adam")) is None
+    assert time_constant(untied.rules.parse("sa(decay=linear(1, 2))"), OptimizerConfig("SGD")) is None
     assert time_constant(untied.rules.parse("ia"), OptimizerConfig()) is None
     assert time_constant(untied.rules.parse("bp"), OptimizerConfig()) is None
 

@@ -16,7 +16,7 @@ from untied.algebra import Rule
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
 from untied.lab.reading import from_mapping
-from untied.rules import parse
+from untied.rules import KolenPollack, parse
 from untied.schedules import Coefficient, value
 
 __all__ = [
@@ -373,6 +373,8 @@ def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerCo
             f"cannot read {text!r}: write a rule, perhaps with its optimizer, as in 'aa @ Adam(lr=0.003)'"
         )
     rule = parse(match["rule"])
+    if isinstance(rule, KolenPollack) and any(map(callable, rule.combination.values())):
+        raise UntiedError(f"{text!r}: kp's decay is W's weight decay too, which has no schedule here: give a number")
     if match["name"] is None:
         return rule, backward
     if not rule.aligns or rule.copies_gradient:

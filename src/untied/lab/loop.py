@@ -225,7 +225,7 @@ class Run:
         }
         metrics |= {"train_loss": J / count, "penalty": R / count}
         metrics |= {"train_accuracy": right / count, "train_top5": right5 / count}
-        with unsharded(self.model):
+        with unsharded(self.objective):
             if self.data.validation.size:
                 scores = evaluate(self.evaluated, self.data.validation, fabric)
                 metrics |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1,
@@ -243,7 +243,7 @@ class Run:
     def result(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """What the run ends with."""
         split = self.data.test if self.config.evaluate_on == "test" else self.data.validation
-        with unsharded(self.model):
+        with unsharded(self.objective):
             scores = evaluate(self.evaluated, split, self.fabric)
             if not metrics:  # every epoch was done before; only this is left
                 metrics = alignment(self.model, self.data, self.fabric, self.config)

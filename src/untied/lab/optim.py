@@ -199,12 +199,14 @@ _NO_DECAY = {"weight_decay": 0.0}
 
 def time_constant(rule: Rule, optimizer: OptimizerConfig) -> float | None:
     """Steps in which a difference between B and what it follows falls to 1/e, where that is simple: SGD, a rule of
-    weights alone; None elsewhere.
+    weights alone, at numbers for coefficients; None elsewhere.
 
     With a = learning rate × decay and momentum m, differences go with the roots of z² − (1 + m − a) z + m: for small
     a, (1 − m) / a steps. It should be small against the run.
     """
     if not isinstance(rule, Alignment) or rule.needs_data or optimizer.name != "SGD":
+        return None
+    if any(map(callable, rule.combination.values())):
         return None
     a = optimizer.lr * value(rule.combination.get(decay, 0.0), 0.0)
     half = (1 + optimizer.momentum - a) / 2
