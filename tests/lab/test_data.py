@@ -288,6 +288,9 @@ def test_cifar_from_an_archive_of_jpeg_images(tmp_path: Path) -> None:
         (lambda fields: fields | {"labels": fields["labels"][:-1]}, "39 labels"),
         (lambda fields: fields | {"data": fields["data"][:-400]}, "image 39"),
         (lambda fields: fields | {"classes": np.array([{}, []], dtype=object)}, "cannot read"),
+        (lambda fields: fields | {"labels": fields["classes"][fields["labels"]]}, "labels is .*: it must be a list of n"),
+        (lambda fields: fields | {"split": np.zeros((40, 1))}, r"split is float64 of shape \(40, 1\)"),
+        (lambda fields: fields | {"classes": np.array("cats")}, "classes is .*: it must be a list of names"),
         (lambda fields: jpeg_fields(side=28), "28x28"),
         (lambda fields: fields | {"split": np.zeros(40)}, "test split has no images"),
         (lambda fields: fields | {"classes": fields["classes"][:4]}, "4 classes need labels 0 to 3"),
@@ -302,7 +305,9 @@ def test_damaged_archives(tmp_path: Path, damage: Callable[..., dict[str, np.nda
 
 def test_an_archive_that_is_none(tmp_path: Path) -> None:
     (path := tmp_path / "cifar.npz").write_bytes(b"PK\x03\x04 half a download")
-    for missing in (path, tmp_path / "nowhere.npz"):
+    with (other := tmp_path / "one_array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    for missing in (path, other, tmp_path / "nowhere.npz"):
         with pytest.raises(UntiedError, match="cannot read"):
             load(DataConfig("cifar10", root=missing), seed=0)
 
