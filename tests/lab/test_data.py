@@ -452,6 +452,8 @@ def test_a_gpu_sees_what_the_cpu_sees(image_folder: Path, augment: str) -> None:
         ({"augment": "strong"}, "none, standard"),
         ({"preprocessing": "vgg"}, "unknown preprocessing 'vgg': possible are resnet, inception"),
         ({"image_size": 0}, "image_size is 0"),
+        ({"name": "shards"}, "shards needs root"),
+        ({"name": "shards", "root": Path("data"), "limit": 5}, "limit needs the class"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"validation": 1.0}, "below 1"),

@@ -40,6 +40,10 @@ def load(config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -
         from untied.lab.data.folders import load_folder  # here, as it needs torchvision, which is slow to import
 
         return load_folder(config, seed=seed, device=device)
+    if config.name == "shards":
+        from untied.lab.data.shard_loader import load_shards
+
+        return load_shards(config, seed=seed, device=device)
     return from_source(SOURCES[config.name](config), config, seed=seed, device=device)
 
 

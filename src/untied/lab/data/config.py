@@ -11,7 +11,7 @@ from untied.errors import UntiedError
 
 __all__ = ["Augment", "DataConfig", "DataName", "Preprocess"]
 
-DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "synthetic"]
+DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "shards", "synthetic"]
 Augment = Literal["none", "standard"]
 Preprocess = Literal["resnet", "inception"]
 
@@ -93,8 +93,10 @@ class DataConfig:
             raise UntiedError(
                 f"root is {str(self.root)!r} but {self.name} reads no files: leave root out, or change name"
             )
-        if self.name == "folder" and self.root is None:
+        if self.name in ("folder", "shards") and self.root is None:
             raise UntiedError(f"data {self.name} needs root, the path that holds train/ and val/")
+        if self.name == "shards" and self.limit is not None:
+            raise UntiedError("limit needs the class of every image, which shards do not list: leave it out")
         if self.download and self.name not in DOWNLOADABLE:
             raise UntiedError(
                 f"download is set, but {self.name} needs none: leave it out, or choose one of {', '.join(DOWNLOADABLE)}"
