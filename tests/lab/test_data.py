@@ -288,6 +288,12 @@ def test_cifar_from_an_archive_of_jpeg_images(tmp_path: Path) -> None:
         (lambda fields: fields | {"labels": fields["labels"][:-1]}, "39 labels"),
         (lambda fields: fields | {"data": fields["data"][:-400]}, "image 39"),
         (lambda fields: fields | {"classes": np.array([{}, []], dtype=object)}, "cannot read"),
+        (
+            lambda fields: fields | {"labels": fields["classes"][fields["labels"]]},
+            "labels is .*: it must be a list of n",
+        ),
+        (lambda fields: fields | {"split": np.zeros((40, 1))}, r"split is float64 of shape \(40, 1\)"),
+        (lambda fields: fields | {"classes": np.array("cats")}, "classes is .*: it must be a list of names"),
         (lambda fields: jpeg_fields(side=28), "28x28"),
         (lambda fields: fields | {"split": np.zeros(40)}, "test split has no images"),
         (lambda fields: fields | {"classes": fields["classes"][:4]}, "4 classes need labels 0 to 3"),
@@ -302,7 +308,9 @@ def test_damaged_archives(tmp_path: Path, damage: Callable[..., dict[str, np.nda
 
 def test_an_archive_that_is_none(tmp_path: Path) -> None:
     (path := tmp_path / "cifar.npz").write_bytes(b"PK\x03\x04 half a download")
-    for missing in (path, tmp_path / "nowhere.npz"):
+    with (other := tmp_path / "one_array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    for missing in (path, other, tmp_path / "nowhere.npz"):
         with pytest.raises(UntiedError, match="cannot read"):
             load(DataConfig("cifar10", root=missing), seed=0)
 
@@ -374,7 +382,7 @@ def test_an_image_folder(image_folder: Path) -> None:
 
 def test_a_folder_is_split_without_overlap(image_folder: Path) -> None:
     dataset = load(folder_config(image_folder, limit=2), seed=0)
-    files = [set(loader.images.files) for loader in (dataset.train, dataset.validation, dataset.test)]  # type: ignore[attr-defined]
+    files = [set(loader.files) for loader in (dataset.train, dataset.validation, dataset.test)]  # type: ignore[attr-defined]
     assert [len(part) for part in files] == [4, 4, 6]
     assert len(files[0] | files[1] | files[2]) == 14
 
@@ -394,11 +402,11 @@ def test_workers_do_not_change_a_folders_epoch(image_folder: Path, augment: str)
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named(image_folder: Path, workers: int) -> None:
+def test_strict_stops_at_a_damaged_image(image_folder: Path, workers: int) -> None:
     bad = image_folder / "val" / "dog" / "1.png"
     bad.write_bytes(bad.read_bytes()[:200])
     with pytest.raises(UntiedError, match="cannot read the image") as caught:
-        contents(load(folder_config(image_folder, workers=workers), seed=0).test)
+        contents(load(folder_config(image_folder, workers=workers, strict=True), seed=0).test)
     assert str(bad) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -442,6 +450,10 @@ def test_a_gpu_sees_what_the_cpu_sees(image_folder: Path, augment: str) -> None:
     [
         ({"name": "minst"}, "did you mean 'mnist'"),
         ({"augment": "strong"}, "none, standard"),
+        ({"preprocessing": "vgg"}, "unknown preprocessing 'vgg': possible are resnet, inception"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"name": "shards"}, "shards needs root"),
+        ({"name": "shards", "root": Path("data"), "limit": 5}, "limit needs the class"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"validation": 1.0}, "below 1"),

@@ -134,9 +134,30 @@ def report(arguments: list[str]) -> int:
     return again(read_config(Where, arguments, "untied report").run)
 
 
+def shards(arguments: list[str]) -> int:
+    """Pack an image folder into tar files, for --data shards."""
+    from untied.lab.data.shards import write_shards
+
+    @dataclass(frozen=True)
+    class Packing:
+        """Pack an image folder into tar files, for --data shards. The image files are copied as they are."""
+
+        folder: Annotated[Path, tyro.conf.Positional]
+        """It holds train/CLASS/IMAGE, and val/CLASS/IMAGE or test/CLASS/IMAGE."""
+        out: Annotated[Path, tyro.conf.Positional]
+        """Gets train/*.tar, and val/*.tar or test/*.tar."""
+        per_shard: int = 1000
+        """Images in a tar file."""
+
+    packing = read_config(Packing, arguments, "untied shards")
+    for folder, index in write_shards(packing.folder, packing.out, packing.per_shard).items():
+        print(f"{folder}: {sum(index.shards.values()):,} images in {len(index.shards):,} shards")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report,
+    "report": report, "shards": shards,
 }  # fmt: skip
 
 

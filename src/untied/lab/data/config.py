@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 from untied.errors import UntiedError
 
-__all__ = ["Augment", "DataConfig", "DataName"]
+__all__ = ["Augment", "DataConfig", "DataName", "Preprocess"]
 
-DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "synthetic"]
+DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "shards", "synthetic"]
 Augment = Literal["none", "standard"]
+Preprocess = Literal["resnet", "inception"]
 
 DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 
@@ -26,10 +27,11 @@ class DataConfig:
     """
 
     name: DataName = "digits"
-    """The data set. digits is shipped with scikit-learn; folder is root/train/CLASS/IMAGE and root/val."""
+    """The data set. digits is shipped with scikit-learn; folder is root/train/CLASS/IMAGE and root/val; shards are
+    root/train/*.tar and root/val/*.tar, as untied shards packs a folder."""
     root: Path | None = None
     """Where the data lies: a folder in torchvision's layout (default: data), the folder of MNIST's raw files,
-    gzipped or not, an .npz of JPEG images for cifar10, or an image folder."""
+    gzipped or not, an .npz of JPEG images for cifar10, an image folder, or a folder of shards."""
     download: bool = False
     """Fetch MNIST, Fashion-MNIST or CIFAR into root where it is missing."""
     batch_size: int = 64
@@ -37,16 +39,22 @@ class DataConfig:
     evaluation_batch_size: int = 500
     """Images in a batch of validation or test."""
     validation: float = 0.1
-    """Fraction of each class's training images held out for model selection, in place of the test split."""
+    """Fraction of each class's training images held out for model selection, in place of the test split. Of shards
+    the last ones are held out, whole, and at least one."""
     augment: Augment = "none"
     """none, or standard: shifts by up to an eighth of the image, and mirroring (digits are not mirrored);
-    for a folder, random resized crops and mirroring."""
-    image_size: int = 224
-    """Side in pixels of what an image folder yields."""
+    for a folder or shards, the training half of preprocessing."""
+    preprocessing: Preprocess = "resnet"
+    """How a folder or shards are cropped and scaled. resnet: random resized crops and mirroring, ImageNet's mean and
+    deviation; inception: also smaller crops and colour distortion, values from -1 to 1, for v2 ResNets at 299."""
+    image_size: int | None = None
+    """Side in pixels of what a folder or shards yield. Left out: 224, or 299 with inception preprocessing."""
+    strict: bool = False
+    """Stop at an image that cannot be read; otherwise it is named, counted and passed over."""
     limit: int | None = None
-    """At most so many training images of each class, counted after validation is held out."""
+    """At most so many training images of each class, counted after validation is held out. Not for shards."""
     workers: int = 2
-    """Processes that read an image folder; 0 reads in the main process. They do not change what is read."""
+    """Processes that decode a folder or shards; 0 decodes in the main process. They do not change what is read."""
     synthetic_shape: tuple[int, int, int] = (3, 32, 32)
     """Channels, height and width of synthetic images."""
     synthetic_classes: int = 10
@@ -61,8 +69,9 @@ class DataConfig:
             near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UntiedError(f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}")
-        if self.augment not in get_args(Augment):
-            raise UntiedError(f"unknown augment {self.augment!r}: possible are {', '.join(get_args(Augment))}")
+        for field, possible in (("augment", get_args(Augment)), ("preprocessing", get_args(Preprocess))):
+            if (given := getattr(self, field)) not in possible:
+                raise UntiedError(f"unknown {field} {given!r}: possible are {', '.join(possible)}")
         for field in (
             "batch_size",
             "evaluation_batch_size",
@@ -70,8 +79,8 @@ class DataConfig:
             "synthetic_classes",
             "synthetic_count",
         ):
-            if getattr(self, field) < 1:
-                raise UntiedError(f"{field} is {getattr(self, field)}: it must be at least 1")
+            if (number := getattr(self, field)) is not None and number < 1:
+                raise UntiedError(f"{field} is {number}: it must be at least 1")
         if self.workers < 0:
             raise UntiedError(f"workers is {self.workers}: it must be 0 (read in the main process) or more")
         if not 0 <= self.validation < 1:
@@ -84,9 +93,16 @@ class DataConfig:
             raise UntiedError(
                 f"root is {str(self.root)!r} but {self.name} reads no files: leave root out, or change name"
             )
-        if self.name == "folder" and self.root is None:
-            raise UntiedError("a folder of images needs root, the path that holds train/ and val/")
+        if self.name in ("folder", "shards") and self.root is None:
+            raise UntiedError(f"data {self.name} needs root, the path that holds train/ and val/")
+        if self.name == "shards" and self.limit is not None:
+            raise UntiedError("limit needs the class of every image, which shards do not list: leave it out")
         if self.download and self.name not in DOWNLOADABLE:
             raise UntiedError(
                 f"download is set, but {self.name} needs none: leave it out, or choose one of {', '.join(DOWNLOADABLE)}"
             )
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of what a folder or shards yield."""
+        return self.image_size or {"resnet": 224, "inception": 299}[self.preprocessing]

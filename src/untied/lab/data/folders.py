@@ -1,25 +1,25 @@
-"""Folders of images, one subfolder a class: too large to hold, so read by worker processes when needed."""
+"""Folders of images, one subfolder a class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2 as transforms
 
 from untied.errors import UntiedError
-from untied.lab.data.loader import Batch, Loader
+from untied.lab.data.config import DataConfig
+from untied.lab.data.dataset import Dataset
+from untied.lab.data.images import ImageLoader, Item
+from untied.lab.data.loader import Batch
+from untied.lab.data.preprocessing import preprocessing
+from untied.lab.data.splits import split
 from untied.lab.data.tensors import Normalise
 
-__all__ = ["FolderLoader", "ImageFiles", "cropped", "list_images", "randomly_cropped"]
-
-IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
-IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+__all__ = ["FolderLoader", "folder_of_test", "list_images", "list_splits", "load_folder"]
 
 
 def list_images(folder: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
@@ -32,117 +32,84 @@ def list_images(folder: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
         raise UntiedError(f"no folder {folder}: an image folder holds train/CLASS/IMAGE and val/CLASS/IMAGE")
     try:
         found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise UntiedError(f"{' '.join(str(error).split())}: each class needs a subfolder with images") from error
     files, labels = zip(*found.samples, strict=True)
     return tuple(found.classes), list(files), torch.tensor(labels)
 
 
-def randomly_cropped(size: int) -> transforms.Transform:
-    """The usual training crop at ImageNet: 8 to 100 % of the area, resized, mirrored or not."""
-    return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+def folder_of_test(root: Path) -> Path:
+    """root/val, or root/test without a val.
 
-
-def cropped(size: int) -> transforms.Transform:
-    """The evaluation crop: the shorter side resized to 256/224 of size, the centre of it."""
-    return transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)])
-
-
-class ImageFiles(torch.utils.data.Dataset["tuple[Tensor, int] | UntiedError"]):
-    """Image files as uint8 tensors (3, size, size).
-
-    An item is asked for by (number, key). The key seeds the transform, so that it does not matter which
-    worker reads it. A file that cannot be read gives the error as a value: raised in a worker, it would
-    arrive wrapped in a traceback.
+    Raises:
+        UntiedError: there is neither.
     """
+    for folder in (root / "val", root / "test"):
+        if folder.is_dir():
+            return folder
+    raise UntiedError(f"{root} has train/ but neither val/ nor test/: add one, it is the test split")
 
-    def __init__(self, files: Sequence[str], labels: Tensor, transform: transforms.Transform) -> None:
+
+def list_splits(root: Path) -> tuple[tuple[str, ...], dict[str, tuple[list[str], Tensor]]]:
+    """The classes, and the files and labels in train and in val or test, by the name of the folder.
+
+    Raises:
+        UntiedError: a folder is missing or empty, or the two have different classes.
+    """
+    if not root.is_dir():
+        raise UntiedError(f"no folder {root}: root must hold train/CLASS/IMAGE and val/CLASS/IMAGE")
+    classes, train_files, train_labels = list_images(root / "train")
+    tested = folder_of_test(root)
+    test_classes, test_files, test_labels = list_images(tested)
+    if test_classes != classes:
+        differing = ", ".join(sorted(set(classes) ^ set(test_classes))[:3])
+        raise UntiedError(
+            f"{root}: train/ has {len(classes)} classes and {tested.name}/ {len(test_classes)}, "
+            f"and they differ in {differing}: both need the same subfolders"
+        )
+    return classes, {"train": (train_files, train_labels), tested.name: (test_files, test_labels)}
+
+
+class FolderLoader(ImageLoader):
+    """Batches from image files. See ``Loader``; what follows labels is ``ImageLoader``'s."""
+
+    def __init__(self, files: Sequence[str], labels: Tensor, *arguments: Any, **options: Any) -> None:
+        super().__init__(len(files), *arguments, **options)
         self.files = files
         self.labels = labels
-        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | UntiedError:
-        number, key = item
-        try:
-            with Image.open(self.files[number]) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return UntiedError(f"cannot read the image {self.files[number]} ({error}): repair or remove it")
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(key)
-        try:
-            image = self.transform(image)
-        finally:
-            torch.set_rng_state(state)
-        return transforms.functional.pil_to_tensor(image), int(self.labels[number])
-
-
-def collate(items: list[tuple[Tensor, int] | UntiedError]) -> Batch | UntiedError:
-    """Stack a batch, or give its first error."""
-    good = []
-    for item in items:
-        if isinstance(item, UntiedError):
-            return item
-        good.append(item)
-    images, labels = zip(*good, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
-class FolderLoader(Loader):
-    """Batches from image files, normalised on the device. See ``Loader``.
-
-    Args:
-        images: the files.
-        normalise: statistics, on the device.
-        batch_size: images in a batch.
-        device: where the batches go.
-        workers: processes that read; 0 reads in this one.
-        seed: None for validation and test.
-    """
-
-    def __init__(
-        self,
-        images: ImageFiles,
-        normalise: Normalise,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        workers: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(images.labels, batch_size, seed)
-        self.images = images
-        self.normalise = normalise
-        self.device = torch.device(device)
-        self.workers = workers
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch number ``start`` on.
-
-        Raises:
-            UntiedError: an image cannot be read; the message names the file.
-        """
-        generator = self.generator(epoch)
+    def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:
+        # drawn for the whole epoch at once, so that leaving out batches or parts of them changes no other
         keys = torch.randint(2**62, (self.size,), generator=generator)
-        batches = [
-            list(zip(index.tolist(), keys[index].tolist(), strict=True)) for index in self.batches(generator, start)
-        ]
-        loader = DataLoader(
-            self.images,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            generator=generator,  # else it would draw from the global one
+        batches = (
+            [
+                Item(self.files[number], None, label, key)
+                for number, label, key in zip(
+                    *(t.tolist() for t in (index, self.labels[index], keys[index])), strict=True
+                )
+            ]
+            for index in self.batches(generator, start, share)
         )
-        for batch in loader:
-            if isinstance(batch, UntiedError):
-                raise batch
-            images, labels = batch
-            yield (
-                self.normalise(images.to(self.device, non_blocking=True)),
-                labels.to(self.device, non_blocking=True),
-            )
+        return self.serve(batches)
+
+
+def load_folder(config: DataConfig, *, seed: int, device: torch.device | str) -> Dataset:
+    """Training and validation from root/train; the test split is root/val, or root/test without a val."""
+    assert config.root is not None  # DataConfig has seen to it
+    classes, splits = list_splits(config.root)
+    (files, labels), (test_files, test_labels) = splits.values()
+    kept, held = split(labels, config.validation, config.limit)
+    chosen = preprocessing(config)
+    normalise = Normalise(chosen.mean, chosen.std, device)
+    options: dict[str, Any] = dict(device=device, workers=config.workers, strict=config.strict)
+    evaluation = (chosen.evaluation, normalise, config.evaluation_batch_size)
+    return Dataset(
+        config.root.resolve().name,
+        classes,
+        (3, config.size, config.size),
+        FolderLoader(
+            [files[i] for i in kept], labels[kept], chosen.train, normalise, config.batch_size, seed=seed, **options
+        ),
+        FolderLoader([files[i] for i in held], labels[held], *evaluation, **options),
+        FolderLoader(test_files, test_labels, *evaluation, **options),
+    )

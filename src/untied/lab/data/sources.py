@@ -207,8 +207,14 @@ def _jpeg_archive(path: Path) -> Source:
             fields = {name: archive[name] for name in ("header", "data", "offsets", "labels", "split", "classes")}
     except KeyError as error:
         raise UntiedError(f"{path} has no field {error.args[0].split()[0]}: it must have {_FIELDS}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UntiedError(f"cannot read {path} ({error}): give an .npz with {_FIELDS}") from error
+    for name, field in fields.items():
+        if field.ndim != 1 or (name != "classes" and field.dtype.kind not in "biuf"):
+            kind = f"{field.dtype} of shape {field.shape}"
+            raise UntiedError(
+                f"{path}: {name} is {kind}: it must be a list of {'names' if name == 'classes' else 'numbers'}"
+            )
     header, data, offsets = fields["header"].tobytes(), fields["data"].tobytes(), fields["offsets"].tolist()
     labels = torch.from_numpy(fields["labels"].astype(np.int64))
     test = torch.from_numpy(fields["split"] == 1)

@@ -103,19 +103,19 @@ class TensorLoader(Loader):
         reach: int = 0,
         mirror: bool = False,
     ) -> None:
-        super().__init__(labels, batch_size, seed)
+        super().__init__(len(labels), batch_size, seed)
         self.images = images
+        self.labels = labels
         self.normalise = normalise
         self.reach = reach
         self.mirror = mirror
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch number ``start`` on."""
-        generator, device = self.generator(epoch), self.images.device
-        # drawn for the whole epoch at once, so that leaving out batches changes no other
+    def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:
+        device = self.images.device
+        # drawn for the whole epoch at once, so that leaving out batches or parts of them changes no other
         shifts = torch.randint(2 * self.reach + 1, (self.size, 2), generator=generator).to(device)
         mirrored = (torch.rand(self.size, generator=generator) < (0.5 if self.mirror else 0.0)).to(device)
-        for index in self.batches(generator, start):
+        for index in self.batches(generator, start, share):
             index = index.to(device)
             images = self.normalise(self.images[index])
             if self.reach or self.mirror:

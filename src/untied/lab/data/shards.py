@@ -1,0 +1,190 @@
+"""Image folders packed into tar files, the shards of the webdataset library: how they are written and read.
+
+A shard holds KEY.jpg (or .jpeg, .png, ...) and KEY.cls, the number of the class as text, one image after the other.
+Beside the shards of a split lies index.json, with the names of the classes and the number of images in each shard:
+
+    {"classes": ["cat", "dog"], "shards": {"000000.tar": 1000, "000001.tar": 350}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from untied.errors import UntiedError
+from untied.lab.data.folders import list_splits
+from untied.lab.data.splits import SEED
+
+__all__ = ["Index", "Sample", "open_index", "samples", "write_shards"]
+
+INDEX = "index.json"
+SUFFIXES = tuple(extension.removeprefix(".") for extension in IMG_EXTENSIONS)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a split's index.json says."""
+
+    classes: tuple[str, ...]
+    shards: dict[Path, int]
+    """The shards, sorted, and the number of images in each."""
+
+
+class Sample(NamedTuple):
+    """An image in a shard."""
+
+    name: str
+    """shard/member."""
+    content: bytes
+    """The image file."""
+    label: int
+
+
+def write_shards(root: Path, out: Path, per_shard: int = 1000) -> dict[Path, Index]:
+    """Pack an image folder into shards, the files as they are.
+
+    The images of each split are shuffled once, always in the same way, so that every shard has images of all
+    classes. A split appears in ``out`` when it is complete.
+
+    Args:
+        root: a folder that holds train/CLASS/IMAGE, and val/CLASS/IMAGE or test/CLASS/IMAGE.
+        out: gets train/*.tar, and val/*.tar or test/*.tar.
+        per_shard: images in a shard; the last one has what remains.
+
+    Returns:
+        The folders written, and what is in them.
+
+    Raises:
+        UntiedError: root is not such a folder, a split is there already, or a file cannot be read or written.
+    """
+    if per_shard < 1:
+        raise UntiedError(f"per_shard is {per_shard}: a shard holds at least 1 image")
+    classes, splits = list_splits(root)
+    for split in splits:
+        if (out / split).exists():
+            raise UntiedError(f"{out / split} is there already: remove it, or choose another folder")
+    written = {}
+    for split, (files, labels) in splits.items():
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SEED))
+        part = out / f"{split}.part"
+        shards = {}
+        try:
+            shutil.rmtree(part, ignore_errors=True)  # what an interrupted earlier call has left
+            part.mkdir(parents=True)
+            for number, index in enumerate(order.split(per_shard)):
+                write_shard(part / f"{number:06d}.tar", [(Path(files[i]), int(labels[i])) for i in index.tolist()])
+                shards[out / split / f"{number:06d}.tar"] = len(index)
+            written[out / split] = Index(classes, shards)
+            write_index(part, written[out / split])
+            part.rename(out / split)
+        except OSError as error:
+            raise UntiedError(f"cannot pack {root} into {out}: {error}") from error
+    return written
+
+
+def write_shard(path: Path, images: list[tuple[Path, int]]) -> None:
+    """Write one shard."""
+    from webdataset import TarWriter  # here, as it is slow to import
+
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
+        for number, (image, label) in enumerate(images):
+            key = f"{number:06d}-{image.stem.replace('.', '_')}"  # a key ends at its first dot
+            writer.write({"__key__": key, image.suffix[1:].lower(): image.read_bytes(), "cls": str(label).encode()})
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Write index.json, at once: other processes may be about to read it."""
+    fields = {"classes": index.classes, "shards": {path.name: count for path, count in index.shards.items()}}
+    part = folder / f"{INDEX}.{os.getpid()}.part"
+    part.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)
+
+
+def open_index(folder: Path) -> Index:
+    """The index of a split. Where there is none, the shards are read once, and it is written if it can be.
+
+    Classes then have their numbers for names.
+
+    Raises:
+        UntiedError: shards are missing, incomplete, or not those of the index.
+    """
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise UntiedError(
+            f"no {folder}/*.tar: root must hold train/*.tar and val/*.tar, as untied shards packs a folder"
+        )
+    for path in found:
+        if not ends(path):
+            raise UntiedError(f"the shard {path} is cut short: fetch or make it again")
+    path = folder / INDEX
+    if not path.exists():
+        labels = {path: [sample.label for sample in samples(path)] for path in found}
+        last = max((label for part in labels.values() for label in part), default=-1)
+        index = Index(tuple(map(str, range(last + 1))), {path: len(part) for path, part in labels.items()})
+        with contextlib.suppress(OSError):  # where it cannot be written, it is made again the next time
+            write_index(folder, index)
+    else:
+        index = read_index(path)
+        if differing := sorted(set(index.shards) ^ set(found)):
+            there = "is there, but not in" if differing[0] in found else "is missing, but in"
+            raise UntiedError(
+                f"{differing[0]} {there} {INDEX}: fetch all shards, or delete {path}, and it is made again"
+            )
+    if not sum(index.shards.values()):
+        raise UntiedError(f"the shards in {folder} have no images: each is KEY.jpg or KEY.png beside KEY.cls")
+    return index
+
+
+def read_index(path: Path) -> Index:
+    """Read index.json."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        shards = {path.parent / name: int(count) for name, count in sorted(fields["shards"].items())}
+        return Index(tuple(map(str, fields["classes"])), shards)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UntiedError(f"cannot read {path} ({error}): delete it, and it is made again") from error
+
+
+def ends(path: Path) -> bool:
+    """Whether a tar file has its end, two blocks of zeros, which one that was half downloaded lacks."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1024, os.SEEK_END)
+            return not any(file.read())
+    except OSError:
+        return False
+
+
+def samples(path: Path) -> Iterator[Sample]:
+    """The images in a shard, in their order.
+
+    Raises:
+        UntiedError: the file cannot be read to its end, or an image has no class.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # here, as it is slow to import
+
+    try:
+        with path.open("rb") as file:
+            for fields in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
+                images, label = [suffix for suffix in SUFFIXES if suffix in fields], fields.get("cls", b"").strip()
+                if len(images) != 1 or not label.isdigit():
+                    raise UntiedError(
+                        f"{path}: {fields['__key__']} must be one image ({', '.join(SUFFIXES)}) and .cls, a whole "
+                        f"number, but is {', '.join(key for key in fields if key[0] != '_')}: make the shard again"
+                    )
+                yield Sample(f"{path}/{fields['__key__']}.{images[0]}", fields[images[0]], int(label))
+    except UntiedError:
+        raise
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or str(error.args[0]).partition(" @ ")[0]
+        raise UntiedError(f"cannot read the shard {path} ({reason}): fetch or make it again") from error
