@@ -19,9 +19,10 @@ import untied
 from untied.errors import UntiedError
 from untied.lab import compare as module
 from untied.lab.compare import again, compare
-from untied.lab.config import PRESETS, CompareConfig, OptimizerConfig, label, parse_entry, read_yaml
+from untied.lab.config import PRESETS, CompareConfig, OptimizerConfig, TrainConfig, label, parse_entry
 from untied.lab.data import DataConfig
 from untied.lab.loop import NotFinite, dataset, network
+from untied.lab.reading import read_yaml
 from untied.lab.record import RunFolder
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=120, batch_size=16)
@@ -55,8 +56,8 @@ def test_it_writes_everything(finished: RunFolder) -> None:
     lines = finished.metrics()
     assert len(lines) == 4 * 2 * 2
     assert set(lines[0]) == {
-        "rule", "seed", "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
-        "penalty", "weight_angle", "gradient_angle",
+        "rule", "seed", "epoch", "step", "train_loss", "train_accuracy", "train_top5", "validation_loss",
+        "validation_accuracy", "validation_top5", "penalty", "weight_angle", "gradient_angle", "norm_ratio",
     }  # fmt: skip
     assert finished.weight_names() == [f"{rule}-seed{seed}" for rule in ("aa", "bp", "fa", "sa") for seed in (0, 1)]
     assert "fc1.backward_weight" in finished.weights("fa-seed0")
@@ -77,11 +78,11 @@ def test_its_config_repeats_it(finished: RunFolder) -> None:
 def test_every_rule_of_a_seed_starts_at_the_same_weights(tmp_path: Path) -> None:
     config = small(tmp_path)
     data = dataset(config.data, 0, "cpu")
-    states = [network(config, data, entry, 5).state_dict() for entry in ("bp", "fa", "sa", "usf")]
+    states = [network(config.run(entry, 5), data).state_dict() for entry in ("bp", "fa", "sa", "usf")]
     for state in states[1:]:
         assert all(torch.equal(state[name], value) for name, value in states[0].items())
     assert torch.equal(states[1]["fc1.backward_weight"], states[2]["fc1.backward_weight"])
-    other = network(config, data, "fa", 6).state_dict()
+    other = network(config.run("fa", 6), data).state_dict()
     assert not torch.equal(other["fc1.weight"], states[1]["fc1.weight"])
 
 
@@ -105,7 +106,9 @@ def test_tuning_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.Mo
     seen = []
     evaluate = untied.lab.loop.evaluate
     monkeypatch.setattr(
-        untied.lab.loop, "evaluate", lambda model, loader: seen.append(loader) or evaluate(model, loader)
+        untied.lab.loop,
+        "evaluate",
+        lambda model, loader, fabric: seen.append(loader) or evaluate(model, loader, fabric),
     )
     compare(small(tmp_path / "v", "bp", seeds=1, evaluate_on="validation"), silent())
     data = dataset(DATA, 0, "cpu")
@@ -132,10 +135,10 @@ def test_whatever_stops_it_the_finished_is_kept(tmp_path: Path, monkeypatch: pyt
     train = module.train
 
     def stops(error: BaseException):
-        def third(config: CompareConfig, entry: str, seed: int, report):
-            if seed == 1:
+        def third(config: TrainConfig, report, fabric):
+            if config.seed == 1:
                 raise error
-            return train(config, entry, seed, report)
+            return train(config, report, fabric)
 
         return third
 

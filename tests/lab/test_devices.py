@@ -162,7 +162,11 @@ def test_devices_that_are_not_there_are_one_line(config: DeviceConfig, said: str
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UntiedError, match=said):
         fabric_of(config, 64)
-    with pytest.raises(UntiedError, match="cannot be used|precision is 16"):
-        single_device("cuda:77", "16" if config.precision == "16" else "32") if config.precision != "16" else (
-            single_device("cpu", "16")
-        )
+
+
+def test_one_device_by_name() -> None:
+    assert single_device().device == torch.device("cpu")
+    with pytest.raises(UntiedError, match=r"device 'cuda:77' cannot be used: .*; cpu always can"):
+        single_device("cuda:77")
+    with pytest.raises(UntiedError, match="precision is 16 but the device is cpu"):
+        single_device("cpu", "16")

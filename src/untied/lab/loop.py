@@ -197,7 +197,7 @@ class Run:
         late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
         stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
         total = self.sums.tolist()
-        self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))  # type: ignore[assignment]
+        self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))
         self.tick()
         if stop or late:
             broadcast_buffers(self.fabric, self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def training_step(
         with apart() if i < parts - 1 else nullcontext():
             J, R, logits = objective(x, y, task, align, progress, step)
             if anywhere is not None and anywhere(not bool(torch.isfinite(J.detach() + R.detach()))):
-                raise NotFinite(f"the loss is not finite at step {step} ({culprit(objective, x)})")
+                raise NotFinite(f"the loss is not finite at step {step} ({culprit(objective, x, progress, step)})")
             backward(((phase.task if task else 1.0) * J + phase.align * R) / parts)
         done.append((J.detach(), R.detach(), logits.detach()))
     optimizers.choose(task, align)
@@ -117,12 +118,18 @@ def training_step(
     return Step(torch.stack(Js).mean(), torch.stack(Rs).mean(), torch.cat(all_logits))
 
 
-def culprit(objective: nn.Module, images: Tensor) -> str:
+def culprit(objective: nn.Module, images: Tensor, progress: float, step: int) -> str:
     """In words, what of a step is the first not to be finite: images, a layer's weights, its R, or the activity."""
     if not bool(images.isfinite().all()):
         return "there are such values in the images"
-    for name, parameter in objective.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            layer, _, what = name.rpartition("model.")[2].rpartition(".")
-            return f"first in layer {layer or '(the model)'}: its {what}"
-    return "the weights are finite; the activity or R overflows"
+    model: nn.Module = objective.model  # type: ignore[assignment]
+    with untied.record(model, progress=progress, step=step) as tape, torch.no_grad():
+        model(images)
+    penalties = tape.penalties()
+    for layer, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not bool(parameter.isfinite().all()):
+                return f"first in layer {layer or '(the model)'}: its {name}"
+        if layer in penalties and not math.isfinite(penalties[layer]):
+            return f"first in layer {layer or '(the model)'}: its R"
+    return "weights and R are finite; the activity overflows"
