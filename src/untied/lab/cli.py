@@ -54,7 +54,7 @@ def train(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Print a trained run's accuracy on a split, and every angle by layer."""
-    from untied.lab.evaluate import Which, evaluate_run
+    from untied.lab.evaluate import evaluate_run
 
     @dataclass(frozen=True)
     class Evaluation:
@@ -64,7 +64,7 @@ def evaluate(arguments: list[str]) -> int:
         """The run folder."""
         split: Literal["test", "validation", "train"] = "test"
         """Which images."""
-        checkpoint: Which = "last"
+        checkpoint: Literal["last", "best"] = "last"
         """The last one, or the best on validation."""
         root: Path | None = None
         """Where the data lies now, if not where it lay in training."""
@@ -77,7 +77,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write a run's plain weights, as the stock model loads them."""
-    from untied.lab.evaluate import Which, export
+    from untied.lab.evaluate import export
 
     @dataclass(frozen=True)
     class Export:
@@ -87,7 +87,7 @@ def export(arguments: list[str]) -> int:
         """The run folder."""
         out: Path = Path("model.safetensors")
         """The file to write."""
-        checkpoint: Which = "last"
+        checkpoint: Literal["last", "best"] = "last"
         """The last one, or the best on validation."""
 
     c = read_config(Export, arguments, "untied export")
@@ -122,16 +122,21 @@ def rules(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Write the tables, figures and page of a run folder again."""
-    from untied.lab.compare import again
+    from untied.lab.record import RunFolder
 
     @dataclass(frozen=True)
     class Where:
         """Write the tables, figures and page of a run folder again, without training."""
 
         run: Annotated[Path, tyro.conf.Positional]
-        """A folder that untied compare has written."""
+        """A folder that untied compare or untied train has written."""
 
-    return again(read_config(Where, arguments, "untied report").run)
+    run = read_config(Where, arguments, "untied report").run
+    if "rule" in RunFolder.open(run).config():
+        from untied.lab.train import rewrite as again
+    else:
+        from untied.lab.compare import again
+    return again(run)
 
 
 def shards(arguments: list[str]) -> int:

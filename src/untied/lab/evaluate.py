@@ -100,9 +100,10 @@ def layers_table(angles: dict[str, Any]) -> Table:
         "weight °": "weight_angle", "projection °": "projection_angle", "local gradient °": "local_gradient_angle",
         "gradient °": "layer_gradient_angle", "‖B‖/‖W‖": "norm_ratio",
     }  # fmt: skip
-    table = Table("layer", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" gradient", "\ngradient"), justify="right")
     for layer in angles["weight_angle"]:
         table.add_row(layer, *(f"{angles[key][layer]:.2f}" for key in columns.values()))
     table.add_row("whole network", "", "", "", f"{angles['gradient_angle']:.2f}", "")

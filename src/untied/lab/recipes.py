@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -65,16 +64,20 @@ def recipe(name: str) -> TrainConfig:
 
 
 def print_recipes(console: Console | None = None) -> None:
-    """Print every recipe: name, epochs, rule and how its backward weights move."""
+    """Print every table of recipes: its title, its models, and its rules."""
     console = console or Console()
-    table = Table("recipe", "epochs", "rule", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    known = recipes()
     for path in sorted(folder().glob("*.yaml")):
+        models, rules = (list(read_mapping(path)[part]) for part in ("models", "rules"))
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        table.add_section()
-        table.add_row(f"[bold]{path.stem}[/bold]", "", f"[bold]{title}[/bold]")
-        for name, values in recipes().items():
-            if name.startswith(f"{path.stem}/"):
-                config = from_mapping(TrainConfig, values, f"recipe {name}")
-                table.add_row(name, str(config.epochs), config.rule)
-    console.print(table)
-    console.print("untied train RECIPE --data.root DIR   trains one; any field can be set after it", highlight=False)
+        console.print(f"[bold]{path.stem}[/bold]  {title}", highlight=False)
+        shown = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for rule in rules:
+            example = from_mapping(TrainConfig, known[f"{path.stem}/{models[0]}-{rule}"], path.stem)
+            shown.add_row(f"  {path.stem}/MODEL-{rule}", example.rule)
+        shown.add_row("  MODEL", ", ".join(models))
+        console.print(shown)
+        console.print()
+    console.print(
+        "untied train table4/resnet50-sa --data.root DIR  trains one; any field can be set after it", highlight=False
+    )

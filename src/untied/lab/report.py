@@ -17,7 +17,7 @@ import jinja2
 import yaml
 
 from untied.lab.record import CONFIG, ENVIRONMENT, RunFolder
-from untied.lab.tables import cells, csv_table, heads, markdown_table, rich_table
+from untied.lab.tables import Rows, cells, csv_table, heads, markdown_table, rich_table
 
 __all__ = ["CAPTIONS", "Section", "csv_table", "markdown_table", "rich_table", "write_html"]
 
@@ -53,6 +53,10 @@ FILES = {
     "table.md": "the table for a README",
     "table.csv": "the table for a spreadsheet",
     "metrics.jsonl": "every epoch of every rule and seed, a JSON object a line",
+    "card.md": "what was trained, with what result, and how to use it",
+    "timing.jsonl": "seconds and images a second of every epoch",
+    "checkpoints": "the last state, to go on from, and the best one on validation (safetensors)",
+    "tensorboard": "the metrics for TensorBoard",
     "weights": "the trained weights (safetensors): weight and backward_weight of each layer",
     "figures": "the figures as PNG and SVG",
     CONFIG: "the configuration, every field of it",
@@ -80,6 +84,7 @@ class Section:
 def write_html(
     run: RunFolder | str | Path,
     *,
+    rows: Rows | None = None,
     title: str = "Learning rules compared",
     summary: str = "",
     sections: Sequence[Section] = (),
@@ -89,6 +94,7 @@ def write_html(
 
     Args:
         run: the run folder, finished or not.
+        rows: of the table; by default those of results.json.
         title: the page's heading.
         summary: what was run, in plain words; a blank line starts a new paragraph.
         sections: what the experiment adds, after the table and the figures.
@@ -99,7 +105,8 @@ def write_html(
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
     captions = CAPTIONS | dict(captions or {})
-    rows = run.read_json("results.json") if (run.path / "results.json").is_file() else []
+    if rows is None:
+        rows = run.read_json("results.json") if (run.path / "results.json").is_file() else []
     elsewhere = {name for section in sections for name in section.figures}
     drawn = [name for name in _figure_names(run.path, list(captions)) if name not in elsewhere]
     page = _template().render(

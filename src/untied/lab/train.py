@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from untied.errors import UntiedError
-from untied.lab import card, tracking
+from untied.lab import card, checkpoint, tracking
 from untied.lab.config import TrainConfig
 from untied.lab.devices import fabric_of
 from untied.lab.loop import NotFinite, Run, Stopped, dataset, network
@@ -27,7 +27,7 @@ from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, plain
 from untied.rules import parse
 
-__all__ = ["open_run", "resume", "train"]
+__all__ = ["open_run", "resume", "rewrite", "train"]
 
 LOG_EVERY = 50  # steps between two points of the training loss
 
@@ -116,7 +116,7 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
             folder.write_json("results.json", result)
             if result.get("failure"):
                 say(console, f"untied: {result['failure']}")
-            card.write(folder, config)
+            finish(folder, config)
             if "accuracy" in result:
                 say(console, f"{result['split']} top-1 {100 * result['accuracy']:.2f} %, "
                              f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f}")  # fmt: skip
@@ -126,6 +126,45 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
                          f"untied train --resume {folder.path}  goes on")  # fmt: skip
         fabric.barrier()
         return code
+
+
+def finish(folder: RunFolder, config: TrainConfig) -> None:
+    """Write card, figures and page from what the folder of a run that has ended holds."""
+    from untied.lab import plots, report  # here, as they are slow to import
+
+    card.write(folder, config)
+    metrics, figures = folder.metrics(), folder.path / "figures"
+    tensors = checkpoint.read(folder.path / "checkpoints" / "last.safetensors")[0] if metrics else {}
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    plots.save(plots.accuracy_curves(metrics), figures, "accuracy")
+    plots.save(plots.angles_over_time(metrics), figures, "angles")
+    plots.save(plots.weight_scatter({config.rule: weights}), figures, "scatter")
+    result = folder.read_json("results.json")
+    accuracy = result.get("accuracy")
+    row = result | {
+        "rule": config.rule,
+        "text": config.rule,
+        "local": parse(config.rule).local,
+        "accuracies": [accuracy],
+        "accuracy_mean": accuracy,
+        "seeds": 1,
+        "finished": not result.get("failure"),
+    }
+    report.write_html(folder, rows=[row], title=f"{config.model}, trained with {config.rule}")
+
+
+def rewrite(path: Path, console: Console | None = None) -> int:
+    """Write a run's card, figures and page again, from what its folder holds. Returns the exit code, 0.
+
+    Raises:
+        UntiedError: the run has not ended.
+    """
+    folder, config = open_run(path)
+    if not (path / "results.json").is_file():
+        raise UntiedError(f"the run in {path} has not ended: untied train --resume {path}  goes on")
+    finish(folder, config)
+    say(console or Console(), f"page    {path / 'index.html'}")
+    return 0
 
 
 def say(console: Console, line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,11 @@ def collate(items: Sequence[tuple[Tensor, int] | Damaged], fill: bool = False) -
     return torch.stack(images), torch.tensor(labels), damaged
 
 
+def deaf_to_ctrl_c(worker: int) -> None:
+    """A terminal's Ctrl-C reaches every process: it is for the main one, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class ImageLoader(Loader):
     """Batches from image files, normalised on the device. See ``Loader``.
 
@@ -126,8 +132,8 @@ class ImageLoader(Loader):
         """Read batches of items. Damaged ones are noted in ``damaged``; in training the batches stay full.
 
         Raises:
-            UntiedError: an image cannot be read, if strict; or no image of a batch can. One that ``batches`` raises
-                comes when the batches before it have been served.
+            UntiedError: an image cannot be read, if strict; or no image of a training batch can. One that
+                ``batches`` raises comes when the batches before it have been served.
         """
         failures: list[UntiedError] = []
 
@@ -143,6 +149,7 @@ class ImageLoader(Loader):
             num_workers=self.workers,
             collate_fn=partial(collate, fill=self.seed is not None),
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=deaf_to_ctrl_c,
             generator=torch.Generator(),  # else it would draw from the global one; items bring their own seeds
         )
         for images, labels, damaged in loader:
@@ -150,10 +157,12 @@ class ImageLoader(Loader):
             for name, reason in damaged.items():
                 if self.strict:
                     raise UntiedError(f"cannot read the image {name} ({reason}): repair or remove it, or be not strict")
-                if not len(images):
+                if not len(images) and self.seed is not None:
                     raise UntiedError(
                         f"cannot read any image of a batch, such as {name} ({reason}): is the data still there?"
                     )
+            if not len(images):
+                continue
             yield (
                 self.normalise(images.to(self.device, non_blocking=True)),
                 labels.to(self.device, non_blocking=True),
