@@ -60,7 +60,19 @@ def report(arguments: list[str]) -> int:
     return again(read_config(Where, arguments, "untied report").run)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"compare": compare, "rules": rules, "report": report}
+def dynamics(arguments: list[str]) -> int:
+    """Draw phase portraits of rules: who diverges, rests or collapses (Fig. 2a-c of the paper)."""
+    from untied.lab.dynamics import DynamicsConfig, dynamics
+
+    return dynamics(read_config(DynamicsConfig, arguments, "untied dynamics"))
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "compare": compare,
+    "rules": rules,
+    "report": report,
+    "dynamics": dynamics,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
