@@ -27,7 +27,7 @@ from .errors import UntiedError
 from .geometry import DENSE
 from .metrics import angle
 from .operations import Signals
-from .polynomials import TOLERANCE, common_zeros, evaluate, interpolate
+from .polynomials import ROUNDING, TOLERANCE, common_zeros, evaluate, interpolate
 from .primitives import Combination, Primitive
 from .rules import as_rule
 
@@ -326,8 +326,9 @@ def layer(
     shape, W = W.shape, _double(W).flatten(1)
     C = _second_moment(rule, W, C) * (positions if rule.positions == "sum" else 1)
     (c, V), (_, U) = torch.linalg.eigh(C), torch.linalg.eigh(W @ C @ W.T)
+    c = torch.where(c > ROUNDING * c.max(), c, 0.0)
     n = W.shape[1]
-    x = math.sqrt(n) * c.clamp(min=0).sqrt().unsqueeze(-1) * V.T  # [n, i]: the mean of x xᵀ over its rows is C
+    x = math.sqrt(n) * c.sqrt().unsqueeze(-1) * V.T  # [n, i]: the mean of x xᵀ over its rows is C
     plain = Alignment(rule.combination)
     now = plain.coefficients(progress)
 
@@ -340,7 +341,7 @@ def layer(
 
     drive = -pull(torch.zeros_like(W))
     rates = pull(torch.ones_like(W)) + drive  # one probe gives all: each entry moves alone
-    rates = torch.where(rates.abs() > TOLERANCE**1.5 * rates.abs().max(), rates, 0.0)
+    rates = torch.where(rates.abs() > 0.01 * ROUNDING * rates.abs().max(), rates, 0.0)
     probe = torch.cos(torch.arange(W.numel(), dtype=torch.float64)).view_as(W)
     error = (pull(probe) + drive - rates * probe).abs().max()
     if error > TOLERANCE * max(float(rates.abs().max()), float(drive.abs().max())):
@@ -348,7 +349,7 @@ def layer(
             f"{rule} is not covered: its gradient in B does not separate over the directions of input and output; "
             "the primitives of Table 1 do"
         )
-    drive = torch.where(drive.abs() > TOLERANCE**1.5 * drive.abs().max(), drive, 0.0)
+    drive = torch.where((rates != 0) | (drive.abs() > ROUNDING * drive.abs().max()), drive, 0.0)
     return LayerDynamics(W.view(shape), rates, drive, U, V)
 
 
@@ -379,7 +380,7 @@ def time_constant(rate: Tensor | float, lr: float | None = None, momentum: float
 
 
 def _double(given: Tensor | float) -> Tensor:
-    return torch.as_tensor(given).detach().to(torch.float64)
+    return torch.as_tensor(given, dtype=torch.float64).detach()
 
 
 def _degree(c: Tensor) -> int:

@@ -24,7 +24,7 @@ from rich.console import Console
 from untied.dynamics import REGIMES, ScalarDynamics, scalar, time_constant
 from untied.errors import UntiedError
 from untied.lab.plots import STYLE, save
-from untied.lab.record import RunFolder
+from untied.lab.record import RunFolder, plain
 
 __all__ = ["WEIGHT_MIRROR", "DynamicsConfig", "dynamics", "phase_portraits", "summary"]
 
@@ -96,7 +96,7 @@ def summary(d: ScalarDynamics, lr: float = 0.1, momentum: float = 0.0) -> dict[s
         "A": None if d.A is None else d.A.tolist(),
         "symmetric_eigenvalue": None if d.eigenvalues is None else d.eigenvalues[0],
         "skew_eigenvalue": None if d.eigenvalues is None else d.eigenvalues[1],
-        "fixed_points": [vars(p) for p in d.fixed_points],
+        "fixed_points": plain(d.fixed_points),
         "line_of_fixed_points": d.has_line,
         "time_constants": {**times, "lr": lr, "momentum": momentum},
         "note": d.note,
