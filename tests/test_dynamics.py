@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -149,6 +150,33 @@ def test_information_alignment_without_decay_rests_on_a_hyperbola_and_need_not_b
     assert d.has_line and d.fixed_points == () and d.regime == "stable line"
     w = torch.tensor([0.1, 1.0, 40.0], dtype=torch.float64)
     assert all(f.abs().max() < 1e-12 for f in d.flow(w, 2 / w))
+
+
+def test_fixed_points_and_regime_over_many_orders_of_magnitude() -> None:
+    """60 draws of amp, decay and null of either sign over 10⁶ and of x over 10³, some exactly balanced, against
+    docs/theory.md, section 3: w² = (β − α) / γ on b = w, −(α + β) / γ on b = −w, and zero."""
+    draw = random.Random(0)
+
+    def magnitude(low: float, high: float) -> float:
+        return float(10 ** draw.uniform(low, high))
+
+    for _ in range(60):
+        a, g = (draw.choice([1, 1, -1]) * magnitude(-4, 2) for _ in range(2))
+        c, x = draw.choice([1, 1, -1]) * magnitude(-4, 2), magnitude(-1.5, 1.5)
+        a = draw.choice([a, a, a, c * x**2, -c * x**2])  # decay
+        d = scalar(Alignment({"amp": c, "decay": a, "null": g}), x)
+        beta, gamma = c * x**2, g * x**2
+        squares = [(beta - a) / gamma, -(a + beta) / gamma]
+        wanted = [(0.0, 0.0)]
+        for square, sign in zip(squares, (1, -1), strict=True):
+            if square > 1e-12 * max(abs(a), abs(beta)) / abs(gamma):
+                wanted += [(r, sign * r) for r in (math.sqrt(square), -math.sqrt(square))]
+        size = max(abs(w) for w, _ in wanted) or 1.0
+        assert len(d.fixed_points) == len(wanted), d.rule
+        for p in d.fixed_points:
+            assert min(math.dist((p.w, p.b), at) for at in wanted) < 1e-6 * size, d.rule
+        leaves_zero = abs(beta) > a * (1 + 1e-9)
+        assert d.regime == ("diverging" if min(a, g) < 0 else "stable point" if leaves_zero else "collapsing"), d.rule
 
 
 def by_search(P: Tensor, Q: Tensor, reach: float) -> set[tuple[float, float]]:

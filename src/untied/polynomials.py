@@ -135,6 +135,8 @@ def _polished(P: Tensor, Q: Tensor, w: float, b: float) -> tuple[float, float] |
     for _ in range(20):
         jacobian = torch.stack([torch.stack([evaluate(c, at[0], at[1]) for c in line]) for line in slopes])
         at = at - torch.linalg.pinv(jacobian, rtol=ROUNDING) @ both(at)
+    at = torch.where(at.abs() > ROUNDING, at, 0.0)
     near = float((at - start).norm()) < 1e-3 * (1 + float(start.norm()))
-    zero = float(both(at).abs().max()) < TOLERANCE * (1 + float(at.norm())) ** (sum(P.shape) - 2)
+    terms = torch.stack([evaluate(c.abs(), *at.abs()) for c in (P, Q)])
+    zero = bool((both(at).abs() <= TOLERANCE * terms).all())
     return (float(at[0]), float(at[1])) if near and zero else None
