@@ -16,7 +16,7 @@ from untied.errors import UntiedError
 from untied.geometry import DENSE
 from untied.operations import Operations, Signals
 from untied.polynomials import common_zeros, evaluate, interpolate
-from untied.primitives import PRIMITIVES, Primitive, amp, decay, null
+from untied.primitives import PRIMITIVES, Correlation, Primitive, amp, decay, null
 from untied.rules import Alignment
 
 INPUTS = [0.3, 1.0, -1.7]
@@ -280,6 +280,18 @@ class Absolute(Quartic):
         return s.B.abs().sum()
 
 
+class Kurtosis(Primitive):
+    """Sees the fourth power of the input."""
+
+    name, degree, needs_data = "kurtosis", 1, True
+
+    def penalty(self, s: Signals) -> Tensor:
+        return (s.p * s.y.pow(3)).sum()
+
+    def gradient(self, s: Signals) -> Correlation:
+        return Correlation(1.0, s.x, s.y.pow(3))
+
+
 def test_a_primitive_of_ones_own_is_analysed_too() -> None:
     """db/dt = w − b³: fixed points (±1, ±1) and 0, and the skew ones of w = b³, b = w³ are the same three."""
     d = scalar(Quartic() + untied.primitives.self_)
@@ -370,6 +382,10 @@ I2 = torch.eye(2)
         (lambda: layer("ia(noise=normal)", torch.ones(2, 2, 3, 3)), "overlap between positions"),
         (lambda: layer("ia(reverse=true)", I2, I2), "leave reverse out"),
         (lambda: layer(Quartic() + decay, I2, I2), "does not separate"),
+        (lambda: layer(Kurtosis() + decay, I2, I2), "more of the input than its second moment"),
+        (lambda: scalar(Alignment({Kurtosis(): 1.0}, noise="normal")), "by its variance"),
+        (lambda: layer("sa", I2 * math.nan), "not finite"),
+        (lambda: layer("sa", I2, positions=0), "positions=0"),
         (lambda: time_constant(1.0, lr=0.0), "lr=0.0"),
         (lambda: time_constant(1.0, lr=0.1, momentum=1.0), "momentum=1.0"),
     ],
@@ -538,6 +554,13 @@ def test_a_rule_that_does_not_rest_has_no_fixed_point() -> None:
             assert math.isnan(found.angle)
     assert layer(amp, W, C).fixed_point is None and layer(amp - decay, W, C).fixed_point is None
     torch.testing.assert_close(layer(amp, W, C).after(2.0, B), B + 2 * W @ C)
+
+
+def test_a_rule_of_weights_alone_needs_no_input() -> None:
+    W, _, _ = a_layer()
+    rest = layer("sa(self=3)", W).fixed_point
+    assert rest is not None
+    torch.testing.assert_close(rest, 3 * W)
 
 
 def test_float32_is_analysed_in_float64() -> None:

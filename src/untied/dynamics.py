@@ -28,7 +28,7 @@ from .geometry import DENSE
 from .metrics import angle
 from .operations import Signals
 from .polynomials import ROUNDING, TOLERANCE, common_zeros, evaluate, interpolate
-from .primitives import Combination, Primitive
+from .primitives import PRIMITIVES, Combination, Primitive
 from .rules import as_rule
 
 __all__ = ["REGIMES", "FixedPoint", "LayerDynamics", "ScalarDynamics", "layer", "scalar", "time_constant"]
@@ -229,6 +229,10 @@ def scalar(rule: Given, x: float | None = None, *, progress: float | None = None
     do = rule.operations
     if do.noise is not None and x is not None:
         raise UntiedError(f"{rule} has noise for its input, of standard deviation {do.noise_std:g}: leave x out")
+    if do.noise is not None and not set(rule.combination) <= set(PRIMITIVES.values()):
+        raise UntiedError(
+            f"{rule} is not covered: noise acts by its variance on the primitives of Table 1 alone; give x"
+        )
     x = float(do.noise_std if do.noise is not None else 1.0 if x is None else x)
     if not math.isfinite(x):
         raise UntiedError(f"x={x} is not possible: give a finite number, the input's root mean square")
@@ -306,7 +310,8 @@ def layer(
         rule: an alignment rule, a combination of primitives, or a text.
         W: [o, i] of a dense layer; or [o, i, *k], a convolution's without groups, whose rows see patches of the image.
         C: [i, i] second moment of the input, the mean of x xᵀ (for a convolution [i·∏k, i·∏k], of patches, averaged
-            over positions). Left out for a rule with noise input, whose C is s² times the identity.
+            over positions). Left out for a rule with noise input, whose C is s² times the identity; a rule of weights
+            alone, such as `sa`, needs none.
         positions: at which the kernel is applied; a rule that sums over them sees so many times C.
         progress: of training, 0 to 1, where coefficients are functions of it.
 
@@ -321,6 +326,10 @@ def layer(
         raise UntiedError(f"{rule} is not covered: null with reverse mixes the directions of W; leave reverse out")
     if W.dim() < 2 or not W.numel():
         raise UntiedError(f"W of shape {list(W.shape)} is not possible: give a layer's weight, [o, i] or [o, i, *k]")
+    if not W.isfinite().all():
+        raise UntiedError("W is not possible: some of it is not finite; the run has failed before")
+    if positions < 1:
+        raise UntiedError(f"positions={positions} is not possible: give how often the kernel is applied, 1 or more")
     if reconstructs and W.dim() > 2:
         raise UntiedError(f"{rule} is not covered for a convolution: null's reconstructions overlap between positions")
     shape, W = W.shape, _double(W).flatten(1)
@@ -329,25 +338,27 @@ def layer(
     c = torch.where(c > ROUNDING * c.max(), c, 0.0)
     n = W.shape[1]
     x = math.sqrt(n) * c.sqrt().unsqueeze(-1) * V.T  # [n, i]: the mean of x xᵀ over its rows is C
+    mirror = torch.nn.functional.normalize(torch.arange(1, n + 1, dtype=torch.float64), dim=0)
+    same_C = x - 2 * mirror.outer(mirror @ x)  # other inputs with the same second moment
     plain = Alignment(rule.combination)
     now = plain.coefficients(progress)
 
-    def pull(M: Tensor) -> Tensor:
+    def pull(M: Tensor, x: Tensor) -> Tensor:
         """R's gradient in B = U M Vᵀ by the library's own closed forms, in the same basis."""
         s = Signals(x, W, U @ M @ V.T, DENSE, plain.operations)
         gradient: Tensor = plain.data_terms(s, now, 1 / n)[1] + plain.weight_terms(W, s.B, now)[1]
         turned: Tensor = U.T @ gradient @ V
         return turned
 
-    drive = -pull(torch.zeros_like(W))
-    rates = pull(torch.ones_like(W)) + drive  # one probe gives all: each entry moves alone
+    drive = -pull(torch.zeros_like(W), x)
+    rates = pull(torch.ones_like(W), x) + drive  # one probe gives all: each entry moves alone
     rates = torch.where(rates.abs() > 0.01 * ROUNDING * rates.abs().max(), rates, 0.0)
     probe = torch.cos(torch.arange(W.numel(), dtype=torch.float64)).view_as(W)
-    error = (pull(probe) + drive - rates * probe).abs().max()
+    error = (pull(probe, same_C) + drive - rates * probe).abs().max()
     if error > TOLERANCE * max(float(rates.abs().max()), float(drive.abs().max())):
         raise UntiedError(
-            f"{rule} is not covered: its gradient in B does not separate over the directions of input and output; "
-            "the primitives of Table 1 do"
+            f"{rule} is not covered: its gradient in B does not separate over the directions of input and output, or "
+            "sees more of the input than its second moment; neither is so for the primitives of Table 1"
         )
     drive = torch.where((rates != 0) | (drive.abs() > ROUNDING * drive.abs().max()), drive, 0.0)
     return LayerDynamics(W.view(shape), rates, drive, U, V)
@@ -421,6 +432,8 @@ def _second_moment(rule: Alignment, W: Tensor, C: Tensor | None) -> Tensor:
         if C is not None:
             raise UntiedError(f"{rule} has noise for its input: its second moment is {do.noise_std:g}²; leave C out")
         return do.noise_std**2 * torch.eye(n, dtype=torch.float64)
+    if C is None and not rule.needs_data:
+        return torch.zeros(n, n, dtype=torch.float64)
     if C is None:
         raise UntiedError(f"{rule} sees the layer's input: give its second moment C, the mean of x xᵀ, [{n}, {n}]")
     C = _double(C)
