@@ -567,6 +567,10 @@ def test_float32_is_analysed_in_float64() -> None:
     W, x, _ = a_layer()
     found = layer("ia", W.float(), (x.T @ x / len(x)).float())
     assert found.rates.dtype == found.W.dtype == torch.float64
+    x, W = torch.randn(20, 60), torch.randn(30, 60)  # C of rank 20, with float32's rounding for the rest
+    for rule in ("aa", "ia", "wm"):
+        found = layer(rule, W, x.T @ x / 20)
+        assert found.fixed_point is not None and found.fixed_point.norm() < 1e3
 
 
 @pytest.mark.parametrize("positions", ["sum", "mean"])

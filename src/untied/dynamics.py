@@ -334,10 +334,11 @@ def layer(
         raise UntiedError(f"{rule} is not covered for a convolution: null's reconstructions overlap between positions")
     shape, W = W.shape, _double(W).flatten(1)
     C = _second_moment(rule, W, C) * (positions if rule.positions == "sum" else 1)
-    (c, V), (_, U) = torch.linalg.eigh(C), torch.linalg.eigh(W @ C @ W.T)
+    c, V = torch.linalg.eigh(C)
     c = torch.where(c > ROUNDING * c.max(), c, 0.0)
     n = W.shape[1]
     x = math.sqrt(n) * c.sqrt().unsqueeze(-1) * V.T  # [n, i]: the mean of x xᵀ over its rows is C
+    U = torch.linalg.eigh(W @ x.T @ x @ W.T / n)[1]
     mirror = torch.nn.functional.normalize(torch.arange(1, n + 1, dtype=torch.float64), dim=0)
     same_C = x - 2 * mirror.outer(mirror @ x)  # other inputs with the same second moment
     plain = Alignment(rule.combination)
