@@ -139,6 +139,13 @@ def report(arguments: list[str]) -> int:
     return again(run)
 
 
+def dynamics(arguments: list[str]) -> int:
+    """Draw phase portraits of rules: who diverges, rests or collapses (Fig. 2a-c of the paper)."""
+    from untied.lab.dynamics import DynamicsConfig, dynamics
+
+    return dynamics(read_config(DynamicsConfig, arguments, "untied dynamics"))
+
+
 def shards(arguments: list[str]) -> int:
     """Pack an image folder into tar files, for --data shards."""
     from untied.lab.data.shards import write_shards
@@ -162,7 +169,7 @@ def shards(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report, "shards": shards,
+    "report": report, "dynamics": dynamics, "shards": shards,
 }  # fmt: skip
 
 
