@@ -111,7 +111,8 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
                 code = stopped[0] if stopped and first else 0
                 result = None
             except NotFinite as failure:
-                code, result = 1, {"failure": f"rule {config.rule}: {failure}"}
+                code = 1
+                result = {"failure": f"rule {config.rule}: {failure}", "chance": 1 / len(run.data.classes)}
         if first and result is not None:
             folder.write_json("results.json", result)
             if result.get("failure"):
