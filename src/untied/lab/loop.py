@@ -194,11 +194,11 @@ class Run:
 
     def look(self) -> None:
         """Between two steps: save if it is time, stop if asked to; all processes together."""
-        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
-        stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
         total = self.sums.tolist()
         self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))
         self.tick()
+        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
         if stop or late:
             broadcast_buffers(self.fabric, self.model)
             self.save("last")
@@ -365,6 +365,7 @@ def evaluate(model: nn.Module, loader: Loader, fabric: Fabric | None = None) -> 
 
 def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:
     """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖."""
+    torch.manual_seed(config.seed)  # a redrawn B and dropout are the same each time
     images, labels = next(iter(data.validation if data.validation.size else data.train))
     size = min(config.data.batch_size, 256)
     model.train()

@@ -58,6 +58,8 @@ def resume(path: Path, console: Console | None = None) -> int:
     console = console or Console()
     if (path / "results.json").is_file():
         raise UntiedError(f"the run in {path} has ended: see its card.md, or untied evaluate {path}")
+    if is_first_process():
+        checkpoint.read(path / "checkpoints" / "last.safetensors")  # before other processes are started
     for partial in (folder.path / "checkpoints").glob(".*.partial"):  # of a process that was killed while writing
         if is_first_process():
             partial.unlink(missing_ok=True)
