@@ -289,7 +289,9 @@ def columns(width: int) -> Iterator[None]:
 def essence(box: str) -> str:
     """What tyro says in a box, in one line: without frame, title, and the help that follows."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
-    inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line) for line in lines if not re.match(r"^[╭╰+]", line)]
+    inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in lines if not re.match(r"^[╭╰+]", line)]
+    if len(inside) > 1 and re.fullmatch(r"[─-]{3,}", inside[1]):  # where letters are ASCII the title is a line
+        inside = inside[2:]
     text = []
     for line in inside:
         if re.match(r"^[─-]{3,}|^Argument helptext|^For full helptext", line):
