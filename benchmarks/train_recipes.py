@@ -150,9 +150,9 @@ def readme(names: list[str], rows: list[dict[str, Any]], out: Path, more: list[s
         f"{machine['cpu']}, {machine['cores']} cores{''.join(', ' + gpu for gpu in machine['gpus'])}, "
         f"torch {environment['packages']['torch']}, {environment['date'][:10]}."
     )
-    asked = " ".join(word for word in more if "/" not in word or word.count("/") < 2)
+    asked = " ".join("…" if "/" in word else word for word in more)  # not where things lay on that machine
     return (
-        f"# {names[0].partition('-')[0]}\n\n{lines}\n\n{rows[0]['split'].capitalize()} accuracy after the last epoch, "
+        f"# {names[0].partition('/')[0]}\n\n{lines}\n\n{rows[0]['split'].capitalize()} accuracy after the last epoch, "
         f"mean ± standard deviation over {max(row['seeds'] for row in rows)} seeds; angles at the end, mean over "
         f"layers and seeds. {made}\n\nMade by `benchmarks/train_recipes.py`"
         f"{' with ' + asked if asked else ''}; each recipe's whole configuration is beside this file.\n\n"
