@@ -44,8 +44,9 @@ def load_run(path: Path, which: Which, config: TrainConfig | None = None) -> tup
     data = dataset(config.data, config.seed, "cpu")
     here = identity(own, data)
     for what in ("model", "rule", "classes"):
-        if position.identity[what] != here[what]:
-            raise UntiedError(f"{file} is of another run: its {what} is {position.identity[what]}, here {here[what]}")
+        there = position.identity.get(what)
+        if there != here[what]:
+            raise UntiedError(f"{file} is of another run: its {what} is {there}, here {here[what]}")
     model = network(dataclasses.replace(own, data=config.data), data)
     checkpoint.load(model, tensors, "ema." if own.ema is not None else "model.", str(file))
     return model, data, config

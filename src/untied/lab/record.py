@@ -78,8 +78,8 @@ class RunFolder:
                 run._clear(overwrite)
             run.path.mkdir(parents=True, exist_ok=True)
         settings = plain(dataclasses.asdict(config))
-        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         run.write_json(ENVIRONMENT, environment())
+        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))  # last: it makes it a run
         return run
 
     @classmethod
@@ -116,14 +116,19 @@ class RunFolder:
         """Write weights/<name>.safetensors (see ``write_tensors``)."""
         return write_tensors(self._weights(name), state_dict, metadata)
 
-    def keep_metrics(self, count: int) -> None:
-        """Drop every line of metrics.jsonl after the first ``count``: those of epochs that will be run again."""
-        path = self.path / METRICS
-        with _one_line(path):
-            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        if len(lines) < count:
-            raise UntiedError(f"{path} has {len(lines)} lines where the checkpoint has seen {count}: it was changed")
-        write_atomically(path, b"".join(line + b"\n" for line in lines[:count]))
+    def keep_lines(self, count: int, *names: str) -> None:
+        """Drop every line of these files after the first ``count``: those of epochs that will be run again."""
+        for path in (self.path / name for name in names or (METRICS,)):
+            with _one_line(path):
+                content = path.read_bytes() if path.exists() else b""
+            lines = content.split(b"\n")[:-1]
+            if len(lines) < count:
+                raise UntiedError(
+                    f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed"
+                )
+            kept = b"".join(line + b"\n" for line in lines[:count])
+            if kept != content:
+                write_atomically(path, kept)
 
     # reading
 
