@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "file_name", "plain", "write_atomically", "write_tensors"]
 
-CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl"
 # What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
 OWN_FILES = (
-    CONFIG, ENVIRONMENT, METRICS, "results.json", "table.md", "table.csv", "index.html",
-    "card.md", "timing.jsonl", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
+    CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
+    "card.md", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
     "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
 )  # fmt: skip
 
@@ -116,16 +116,18 @@ class RunFolder:
         """Write weights/<name>.safetensors (see ``write_tensors``)."""
         return write_tensors(self._weights(name), state_dict, metadata)
 
-    def keep_lines(self, count: int, *names: str) -> None:
-        """Drop every line of these files after the first ``count``: those of epochs that will be run again."""
-        for path in (self.path / name for name in names or (METRICS,)):
+    def keep_lines(self, count: int) -> None:
+        """Drop the lines of metrics.jsonl and timing.jsonl after the first ``count``: of epochs that will be run again.
+
+        Raises:
+            UntiedError: metrics.jsonl has fewer.
+        """
+        for path in (self.path / METRICS, self.path / TIMING):
             with _one_line(path):
                 content = path.read_bytes() if path.exists() else b""
             lines = content.split(b"\n")[:-1]
-            if len(lines) < count:
-                raise UntiedError(
-                    f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed"
-                )
+            if path.name == METRICS and len(lines) < count:
+                raise UntiedError(f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed")
             kept = b"".join(line + b"\n" for line in lines[:count])
             if kept != content:
                 write_atomically(path, kept)

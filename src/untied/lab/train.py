@@ -112,7 +112,7 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
         if again:
             run.resume()
             if first:
-                folder.keep_lines(run.position.lines, "metrics.jsonl", "timing.jsonl")
+                folder.keep_lines(run.position.lines)
         code = 0
         with stopping(run) as stopped:
             try:
