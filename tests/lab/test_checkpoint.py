@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from runs import command, silent, small, state
 from untied.errors import UntiedError
-from untied.lab import checkpoint, evaluate, train
+from untied.lab import checkpoint, train
 from untied.lab.checkpoint import Position
 from untied.lab.config import OptimizerConfig, optimizer_names
 from untied.lab.evaluate import evaluate_run, export
@@ -80,13 +80,13 @@ def test_a_damaged_checkpoint(damage: str, begun: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "mlp-9"}, ["its model is mlp-8 and that of config.yaml is mlp-9"]),
-        ({"rule": "aa"}, ["its rule is sa and that of config.yaml is aa"]),
-        ({"seed": 3}, ["its seed is 0"]),
-        ({"epochs": 9}, ["its epochs is 2"]),
-        ({"ema": 0.5}, ["its ema is None"]),
-        ({"data": {"name": "digits", "batch_size": 12}}, ["its data is synthetic"]),
-        ({"backward": {"name": "Adam"}}, ["its backward optimizer is SGD"]),
+        ({"model": "mlp-9"}, ["its model: mlp-8; here: mlp-9"]),
+        ({"rule": "aa"}, ["its rule: sa; here: aa"]),
+        ({"seed": 3}, ["its seed: 0; here: 3"]),
+        ({"epochs": 9}, ["its epochs: 2; here: 9"]),
+        ({"ema": 0.5}, ["its ema: None; here: 0.5"]),
+        ({"data": {"name": "digits", "batch_size": 12}}, ["its data: synthetic; here: digits"]),
+        ({"backward": {"name": "Adam"}}, ["its backward optimizer: SGD; here: Adam"]),
         ({"rulle": "aa"}, ["unknown key rulle", "'rule'"]),
         ({"epochs": 0}, ["epochs is 0"]),
     ],
@@ -108,7 +108,7 @@ def test_weights_of_another_model_under_the_right_name(begun: Path, tmp_path: Pa
 def test_swapped_files(begun: Path, tmp_path: Path) -> None:
     other = begin(tmp_path / "other", rule="fa")
     shutil.copy(other / LAST, begun / LAST)
-    refused(begun, "its rule is fa and that of config.yaml is sa")
+    refused(begun, "its rule: fa; here: sa")
     shutil.copy(begun / "checkpoints" / "best.safetensors", begun / LAST)
     refused(begun, "weights alone")
 
@@ -126,8 +126,8 @@ def test_another_number_of_processes(begun: Path) -> None:
 def test_folders_without_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "new", small(tmp_path / "new"))
     for use in (evaluate_run, export):
-        out = {"out": tmp_path / "w.safetensors"} if use is evaluate.export else {}
-        with pytest.raises(UntiedError, match="there is no checkpoint .*last.safetensors"):
+        out = {"out": tmp_path / "w.safetensors"} if use is export else {}
+        with pytest.raises(UntiedError, match=r"there is no checkpoint .*last.safetensors"):
             use(tmp_path / "new", **out, console=silent())
         with pytest.raises(UntiedError, match="is not a run folder"):
             use(tmp_path, **out, console=silent())
@@ -172,7 +172,7 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", fails)
-    with pytest.raises(UntiedError, match="cannot write .*c.safetensors: No space left on device"):
+    with pytest.raises(UntiedError, match=r"cannot write .*c.safetensors: No space left on device"):
         checkpoint.save(path, Position(step=2), {"a": torch.zeros(3)})
     tensors, position, _ = checkpoint.read(path)
     assert position.step == 1 and tensors["a"].tolist() == [1, 1, 1]

@@ -98,7 +98,10 @@ def test_any_field_can_be_set_over_a_recipe() -> None:
 
 
 def test_the_innermost_table_wins() -> None:
-    assert over({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
+    assert over({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}) == {
+        "a": {"b": 4, "c": 2},
+        "d": {"e": 5},
+    }
     assert recipe("table4/resnet50v2-sa").data == DataConfig(
         "folder", root=Path("data/imagenet"), batch_size=256, augment="standard", validation=0.01, workers=8,
         preprocessing="inception",
@@ -106,7 +109,7 @@ def test_the_innermost_table_wins() -> None:
 
 
 def test_an_unknown_recipe_gives_the_nearest() -> None:
-    with pytest.raises(UntiedError, match="unknown recipe 'table4/resnet50-as': did you mean table4/resnet50-[as]"):
+    with pytest.raises(UntiedError, match=r"unknown recipe 'table4/resnet50-as': did you mean table4/resnet50-[as]"):
         recipe("table4/resnet50-as")
     with pytest.raises(UntiedError, match=r"unknown recipe 'zzz': untied recipes lists them"):
         recipe("zzz")

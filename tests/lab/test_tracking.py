@@ -11,7 +11,7 @@ import pytest
 
 from runs import silent, small
 from untied.errors import UntiedError
-from untied.lab import train, tracking
+from untied.lab import tracking, train
 from untied.lab.loop import Run
 from untied.lab.record import RunFolder
 from untied.lab.tracking import flat, numbers, trackers
@@ -132,7 +132,7 @@ def test_mlflow_is_asked_for_one_run(run: RunFolder, monkeypatch: pytest.MonkeyP
         f"tags.untied = '{first['tags']['untied']}'"
     )
     assert second == {"run_id": "abc"}
-    ((parameters,), _), = mlflow.of("log_params")
+    (((parameters,), _),) = mlflow.of("log_params")
     assert parameters["data/name"] == "synthetic" and parameters["rule"] == "sa"
     assert mlflow.of("log_metrics") == [(({"loss": 1.0},), {"step": 4})] * 2 and len(mlflow.of("end_run")) == 2
 

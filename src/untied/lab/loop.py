@@ -36,7 +36,7 @@ from untied.lab.phases import Plan
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.rules import parse
 
-__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "read_last", "train"]
+__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "read_last", "same_run", "train"]
 
 Report = Callable[[dict[str, Any]], None]
 CHECK_EVERY = 25  # steps between two looks at a device that computes on its own
@@ -335,10 +335,26 @@ def train(config: TrainConfig, report: Report, fabric: Fabric | None = None) -> 
 def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
     return {
-        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": len(data.classes),
+        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": list(data.classes),
         "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed, "epochs": config.epochs,
         "forward optimizer": config.forward.name, "backward optimizer": config.backward.name, "ema": config.ema,
     }  # fmt: skip
+
+
+def same_run(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise UntiedError if what a checkpoint was made of is not what we have here."""
+    for what, mine in here.items():
+        if (its := there.get(what)) != mine:
+            its, mine = brief(its, mine), brief(mine, its)
+            raise UntiedError(f"{file} is of another run: its {what}: {its}; here: {mine}")
+
+
+def brief(value: Any, other: Any) -> str:
+    """A value in a few words: of a list, what another has not."""
+    if not isinstance(value, list):
+        return str(value)
+    own = [str(item) for item in value if not isinstance(other, list) or item not in other]
+    return ", ".join([str(len(value)), *own[:3]]) + (", ..." if len(own) > 3 else "")
 
 
 def read_last(
@@ -351,10 +367,7 @@ def read_last(
     """
     path = folder / LAST
     tensors, position, rest = checkpoint.read(path)
-    for what, here in identity.items():
-        there = position.identity.get(what)
-        if there != here:
-            raise UntiedError(f"{path} is of another run: its {what} is {there} and that of config.yaml is {here}")
+    same_run(path, position.identity, identity)
     if "optimizers" not in rest:
         raise UntiedError(f"{path} holds weights alone, as best.safetensors does: a run goes on from its own last one")
     if rest["processes"] != processes:

@@ -127,7 +127,9 @@ class RunFolder:
                 content = path.read_bytes() if path.exists() else b""
             lines = content.split(b"\n")[:-1]
             if path.name == METRICS and len(lines) < count:
-                raise UntiedError(f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed")
+                raise UntiedError(
+                    f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed"
+                )
             kept = b"".join(line + b"\n" for line in lines[:count])
             if kept != content:
                 write_atomically(path, kept)

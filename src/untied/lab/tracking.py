@@ -116,8 +116,14 @@ def trackers(name: str, folder: RunFolder, start: int) -> list[Tracker]:
     Args:
         name: none, wandb or mlflow.
         folder: of the run. start: the first step that can come; what TensorBoard has from it on is of before a kill.
+
+    Raises:
+        UntiedError: the tracker cannot be reached, or is not set up.
     """
-    others: list[Tracker] = [OTHERS[name](folder)] if name != "none" else []
+    try:
+        others: list[Tracker] = [OTHERS[name](folder)] if name != "none" else []
+    except Exception as error:  # each tracker has its own
+        raise UntiedError(f"tracker {name} refuses: {' '.join(str(error).split())}") from error
     return [TensorBoard(folder.path / "tensorboard", start), *others]
 
 
