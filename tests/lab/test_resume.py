@@ -177,7 +177,6 @@ def test_killed_at_random_moments_it_is_the_same_run(tmp_path: Path) -> None:
     assert len((tmp_path / "parts" / "timing.jsonl").read_text().splitlines()) == 12
     assert not list((tmp_path / "parts").rglob("*.partial"))
     for name in ("parts", "whole"):  # and every step once in TensorBoard's files
-        events = tensorboard_events(tmp_path / name)
         for points in tensorboard_events(tmp_path / name).values():
             assert [point.step for point in points] == [4 * epoch for epoch in range(1, 13)]
 

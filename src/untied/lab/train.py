@@ -184,12 +184,13 @@ def say(console: Console, line: str) -> None:
 
 
 def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Train with a progress bar on a terminal, a line an epoch elsewhere, and metrics in every place they go to."""
+    """Train with a line an epoch, on a terminal a progress bar below, and metrics in every place they go to."""
     config = run.config
     ended = run.position.step == run.position.lines * run.plan.length  # all epochs begun have been reported
     followers = tracking.trackers(config.tracker, folder, run.position.step + int(ended or not run.at_end))
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(min(40, max(4, console.width - 76))),
+        TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[said]}"),
     )  # fmt: skip
     worst = ""
@@ -201,11 +202,10 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
         def tick() -> None:
             J, _, right = run.last
             speed = run.images / run.elapsed if run.elapsed else 0.0
-            epoch = run.position.step // run.plan.length + 1 - run.plan.delay
-            said = f"{speed:,.0f} images/s  loss {J:.3f}  accuracy {100 * right:.1f} %{worst}"
+            epoch = (run.position.step - 1) // run.plan.length + 1 - run.plan.delay
             progress.update(
-                bar, completed=run.position.step, description=f"epoch {min(epoch, config.epochs)}/{config.epochs}",
-                said=said,
+                bar, completed=run.position.step, description=f"epoch {epoch}/{config.epochs}",
+                said=f"{speed:,.0f} img/s  loss {J:.3f}  acc {100 * right:.1f} %{worst}",
             )  # fmt: skip
             if run.position.step % LOG_EVERY == 0 and not run.at_end:  # the epoch's own metrics have that step
                 for follower in followers:
@@ -223,14 +223,13 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
                 follower.log(tracking.numbers(metrics), metrics["step"])
             angles = metrics["weight_angle"]
             layer = max(angles, key=lambda name: angles[name])
-            worst = f"  worst angle {angles[layer]:.1f}° ({layer})"
+            worst = f"  worst {angles[layer]:.1f}°"
             for split, files in damaged.items():
                 for name, why in list(files.items())[:1]:
                     say(
                         console, f"{len(files)} {split} images could not be read and are left out; first {name} ({why})"
                     )
-            if not console.is_terminal:
-                say(console, line_of(metrics) + worst)
+            say(console, f"{line_of(metrics)}, worst angle {angles[layer]:.1f}° ({layer})")
 
         run.tick = tick
         try:
