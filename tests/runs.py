@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
 from untied.lab.config import TrainConfig
@@ -52,3 +53,14 @@ def state(run: Path) -> dict[str, bytes]:
     """All that has to be the same of two runs: weights, optimizers, averages and position; metrics; results."""
     names = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl", "results.json")
     return {name: (run / name).read_bytes() for name in names if (run / name).exists()}
+
+
+def pictures(root: Path, *classes: str, val: tuple[str, ...] | None = None) -> Path:
+    """An image folder of eight pictures a class."""
+    classes = classes or ("a", "b")
+    for split, names in {"train": classes, "val": val or classes}.items():
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (32, 32), (i * 20, 50, 100)).save(root / split / name / f"{i}.png")
+    return root

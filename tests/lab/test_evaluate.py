@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import untied
-from runs import silent, small, state
+from runs import pictures, silent, small, state
 from untied.errors import UntiedError
 from untied.lab import train
 from untied.lab.data import DataConfig
@@ -64,7 +63,7 @@ def test_training_images_are_evaluated_as_test_images_are(name: str, tmp_path: P
     monkeypatch.setattr(train, "finish", lambda folder, config: None)
     data = PICTURES
     if name == "folder":
-        root = picture_folder(tmp_path / "ab", "a", "b")
+        root = pictures(tmp_path / "ab", "a", "b")
         data = DataConfig("folder", root=root, batch_size=5, validation=0, workers=0, image_size=8)
     data = dataclasses.replace(data, augment="standard", validation=0)
     train.train(small(tmp_path / "run", data=data, epochs=1), silent())
@@ -141,24 +140,15 @@ def test_a_stock_model_is_named_only_where_it_fits() -> None:
     assert stock_model("mlp-8", state_of("mlp-8", (1, 4, 4), 3)) is None
 
 
-def picture_folder(root: Path, *classes: str, val: tuple[str, ...] | None = None) -> Path:
-    for split, names in {"train": classes, "val": val or classes}.items():
-        for name in names:
-            (root / split / name).mkdir(parents=True)
-            for i in range(8):
-                Image.new("RGB", (32, 32), (i * 20, 50, 100)).save(root / split / name / f"{i}.png")
-    return root
-
-
 def test_other_data_is_evaluated_only_with_as_many_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "finish", lambda folder, config: None)
-    data = DataConfig("folder", root=picture_folder(tmp_path / "ab", "a", "b"), batch_size=4, workers=0, image_size=8)
+    data = DataConfig("folder", root=pictures(tmp_path / "ab", "a", "b"), batch_size=4, workers=0, image_size=8)
     run = tmp_path / "run"
     train.train(small(run, data=data, epochs=1), silent())
-    picture_folder(tmp_path / "moved", "a", "b")
-    picture_folder(tmp_path / "abc", "a", "b", "c")
-    picture_folder(tmp_path / "other", "a", "z")
-    picture_folder(tmp_path / "unlike", "a", "b", val=("a", "c"))
+    pictures(tmp_path / "moved", "a", "b")
+    pictures(tmp_path / "abc", "a", "b", "c")
+    pictures(tmp_path / "other", "a", "z")
+    pictures(tmp_path / "unlike", "a", "b", val=("a", "c"))
     evaluate_run(run, root=tmp_path / "moved", accelerator="cpu", console=silent())
     refusals = {"abc": "its classes: 2; here: 3, c", "other": "its classes: 2, b; here: 2, z",
                 "unlike": "they differ in b, c", "nowhere": "no folder"}  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import WORDS, command, silent, small, state, until
+from runs import WORDS, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
 from untied.lab import loop, train
 from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig
@@ -167,7 +167,7 @@ def test_killed_at_random_moments_it_is_the_same_run(tmp_path: Path) -> None:
     words = [*WORDS, "--rule", "aa", "--epochs", "12", "--backward.name", "Adam", "--ema", "0.9",
              "--checkpoint-minutes", "0"]  # fmt: skip
     script = Path(__file__).parent.parent / "killing.py"
-    for name, kills in (("parts", 25), ("whole", 0)):
+    for name, kills in (("parts", 20), ("whole", 0)):
         done = subprocess.run([sys.executable, str(script), str(tmp_path / name), str(kills), *words],
                               capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -219,6 +219,33 @@ def test_signals_end_it_and_it_goes_on(which: signal.Signals, devices: int, grou
     if devices == 1:
         assert state(run) == whole(train.open_run(run)[1], tmp_path / "whole")
     assert len(RunFolder(run).metrics()) == 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_signal_to_its_data_workers_too_ends_it_cleanly(tmp_path: Path) -> None:
+    """SLURM tells every process of a job."""
+    words = ["--model", "mlp-8", "--data", "folder", "--data.root", str(pictures(tmp_path / "pictures")), "--epochs",
+             "200", "--data.image-size", "8", "--data.batch-size", "4", "--data.workers", "1"]  # fmt: skip
+    run = tmp_path / "run"
+    process = command("train", *words, "--devices.accelerator", "cpu", "--out", str(run))
+    until(lambda: (run / "metrics.jsonl").exists(), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (143, "") and "stopped after step" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_lost_process_is_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = command("train", *WORDS, "--epochs", "500", "--devices.devices", "2", "--out", str(run))
+    until(lambda: (run / "metrics.jsonl").exists(), first)
+    children = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(first.pid)], text=True).split()]
+    os.kill(children[-1], signal.SIGKILL)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 2 and err.count("\n") == 1, err
+    assert "another process of this run has ended" in err and f"untied train --resume {run} goes on" in err
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runs import silent, small
+from runs import WORDS, command, silent, small
 from untied.errors import UntiedError
 from untied.lab import tracking, train
 from untied.lab.loop import Run
@@ -145,6 +146,26 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_begun(
     with pytest.raises(UntiedError, match=f"tracker {name} is not installed: run  pip install {package}"):
         train.train(small(tmp_path / "run", tracker=name), silent())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_real_tracker_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    settings = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": str(tmp_path / "mlruns"),
+                "MLFLOW_ALLOW_FILE_STORE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    run = tmp_path / "run"
+    process = command("train", *WORDS, "--epochs", "2", "--tracker", name, "--out", str(run))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    if name == "wandb":
+        assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+    else:
+        (losses,) = (tmp_path / "mlruns").rglob("metrics/train_loss")
+        assert [line.split()[2] for line in losses.read_text().splitlines()] == ["4", "8"]
 
 
 def test_numbers_are_finite_and_flat() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from runs import WORDS, silent, small
+from runs import WORDS, pictures, silent, small
 from untied.errors import UntiedError
 from untied.lab import train
 from untied.lab.cli import main
@@ -198,6 +200,40 @@ def test_a_mistake_is_one_line_and_nothing_is_begun(
     said = refusal(given, capsys)
     assert all(text in said for text in expected), said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_missing_or_half_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good = pictures(tmp_path / "good", "a", "b")
+    pictures(tmp_path / "unlike", "a", "b", val=("a", "c"))
+    (tmp_path / "trainless" / "val" / "a").mkdir(parents=True)
+    shutil.copytree(good, tmp_path / "hollow")
+    for file in (tmp_path / "hollow" / "train" / "b").iterdir():
+        file.unlink()
+    (tmp_path / "mnist").mkdir()
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte",
+                 "t10k-labels-idx1-ubyte"):  # fmt: skip
+        (tmp_path / "mnist" / f"{name}.gz").write_bytes(gzip.compress(bytes(100))[:20])
+    (tmp_path / "cifar.npz").write_bytes(b"PK half of it")
+    before = sorted(tmp_path.rglob("*"))
+    for data, root, expected in (
+        ("folder", "unlike", "differ in b, c"),
+        ("folder", "trainless", "train"),
+        ("folder", "hollow", "b"),
+        ("mnist", "mnist", "ubyte"),
+        ("cifar10", "cifar.npz", "cifar.npz"),
+    ):
+        words = ["--data", data, "--data.root", str(tmp_path / root), "--model", "mlp-8", "--data.batch-size", "4"]
+        assert expected in refusal([*words, "--out", str(tmp_path / "run")], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_folder_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("")
+    for out, expected in (("mine", "not empty"), ("file/below", "cannot write"), ("file", "cannot write")):
+        assert expected in refusal([*WORDS, "--overwrite", "--out", str(tmp_path / out)], capsys)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -103,7 +104,7 @@ def check(config: TrainConfig, fabric: Fabric, going_on: Path | None = None) -> 
 
 def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> int:
     """Train, or go on training, in the processes that the configuration asks for."""
-    with children_ended(fabric):
+    with children_ended(fabric, config.out):
         fabric.launch()
         first = fabric.is_global_zero
         path = Path(fabric.broadcast(str(config.out)))
@@ -270,11 +271,15 @@ def stopping(run: Run) -> Iterator[list[int]]:
 
 
 @contextmanager
-def children_ended(fabric: Fabric) -> Iterator[None]:
+def children_ended(fabric: Fabric, out: Path | None) -> Iterator[None]:
     """Where this process fails, the ones it has started would wait for it for ever."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for child in getattr(fabric.strategy.launcher, "procs", []):
             child.kill()
+        if isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)):  # what they say of a lost process
+            raise UntiedError(
+                f"another process of this run has ended, or cannot be reached; untied train --resume {out}  goes on"
+            ) from error
         raise
