@@ -256,7 +256,11 @@ def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]
             return arguments[:at] + arguments[at + 1 :], word.removeprefix(flag + "=")
         if word == flag:
             if at + 1 == len(arguments):
-                raise UntiedError(f"{flag} needs a YAML file, such as the config.yaml of an earlier run")
+                needed = {
+                    "--config": "a YAML file, such as the config.yaml of an earlier run",
+                    "--resume": "the folder of the run that is to go on",
+                }
+                raise UntiedError(f"{flag} needs {needed[flag]}")
             return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
     return arguments, None
 
