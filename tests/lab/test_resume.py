@@ -197,7 +197,7 @@ def tensorboard_events(run: Path) -> dict[str, list]:
 )  # fmt: skip
 def test_signals_end_it_and_it_goes_on(which: signal.Signals, devices: int, group: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*WORDS, "--epochs", "60", "--devices.devices", str(devices), "--angles", "weights"]
+    words = [*WORDS, "--epochs", "40", "--devices.devices", str(devices), "--angles", "weights"]
     first = command("train", *words, "--out", str(run))
     until(lambda: (run / "metrics.jsonl").exists(), first)
     (os.killpg if group else os.kill)(first.pid, which)
@@ -218,7 +218,7 @@ def test_signals_end_it_and_it_goes_on(which: signal.Signals, devices: int, grou
     assert (again.returncode, err) == (0, "")
     if devices == 1:
         assert state(run) == whole(train.open_run(run)[1], tmp_path / "whole")
-    assert len(RunFolder(run).metrics()) == 60
+    assert len(RunFolder(run).metrics()) == 40
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def weight(name: str, text: str) -> Coefficient:
     except UntiedError as error:
         raise UntiedError(f"phases.{name}: {error}") from None
     if not all(0 <= number < math.inf for number in values):
-        raise UntiedError(f"phases.{name} is {text}: a loss term's weight must be finite and not negative")
+        raise UntiedError(f"phases.{name} is {text}: a loss term's weight must not be negative, nor infinite")
     return given
 
 
