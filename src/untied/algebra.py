@@ -378,7 +378,7 @@ def _coefficient(primitive: Primitive, c: Coefficient) -> Coefficient:
         return c
     raise UntiedError(
         f"coefficient {primitive}={c!r} is not possible: give a finite number, a schedule such as linear(0, 1), "
-        "or a function of training progress"
+        "or a function of training progress; or decay=balanced, power, mean_power"
     )
 
 
