@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import untied
 from untied.algebra import Alignment
-from untied.dynamics import scalar, time_constant
+from untied.dynamics import time_constant
 from untied.errors import UntiedError
 from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.data import DataConfig, Dataset
@@ -38,25 +38,35 @@ from untied.lab.record import RunFolder
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.metrics import angle
 from untied.primitives import amp, decay
+from untied.schedules import Coefficient, coefficient_text, multiply
+from untied.statistics import Statistic
 
 __all__ = ["DiagnoseConfig", "Diagnosis", "diagnose", "diagnosis", "suggestion"]
 
-BALANCED = 1 / 3
-"""Decay within a factor of two of amp · x² counts as stable: |decay − amp x²| below a third of their sum."""
+SPAN = 2.0
+"""B counts as stable where it rests within this factor of W's size."""
+REGIMES = {
+    "diverging": "B outgrows W more than twofold, or without end",
+    "stable": "B rests within a factor of two of W's size",
+    "collapsing": "B shrinks to less than half of W's size",
+    "still": "nothing moves B",
+    "unknown": "R's gradient is not affine in B, which the prediction needs",
+}
+"""What `Diagnosis.regime` says."""
 
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """Say of each layer whether its backward weights will diverge, stay or collapse under a rule, and what to change."""
+    """Say of each layer whether its backward weights will diverge, stay or collapse under a rule; what to change."""
 
     model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
     """A network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
     rule: str | None = None
-    """The learning rule, perhaps with the optimizer of its backward weights: "wm(decay=2) @ SGD(lr=0.01)". Left out: wm,
-    or that of the run."""
+    """The learning rule, perhaps with its backward weights' optimizer: "wm(decay=2) @ SGD(lr=0.01)". Left out: wm, or
+    that of the run."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
-    batches: int = 4
+    batches: int = 2
     """Training batches that are run through the network."""
     examples: int = 32
     """Images of each batch that each layer is probed with."""
@@ -89,8 +99,9 @@ class Diagnosis:
         layer: its name. power: mean square of the input that a weight multiplies, as amp sees it (over positions,
             their sum or mean as the rule says).
         condition, effective_rank, channels: of the input's second moment over its channels.
-        regime: diverging, stable or collapsing, and others of `untied.dynamics.REGIMES`: decay against amp · power.
-        ratio, angle: ‖B‖ / ‖W‖ and the angle (degrees) to W where B comes to rest, W standing still.
+        regime: one of `REGIMES`, by ``ratio``.
+        ratio, angle: ‖B‖ / ‖W‖ and the angle (degrees) to W where B comes to rest, W standing still; inf if it never
+            does.
         steps: time constant of B's part along W, in steps of the backward optimizer, if that is SGD.
         lr_limit: the learning rate beyond which B oscillates away, with the optimizer's momentum.
         suggestion: what of the rule to change for this layer; empty if nothing.
@@ -148,24 +159,25 @@ def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
 
 def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, DiagnoseConfig, OptimizerConfig]:
     """The converted network, its data, its rule, the settings written out, and the backward weights' optimizer."""
+    model: nn.Module | None = None
     if Path(config.model).is_dir():
         from untied.lab.evaluate import load_run  # here, as it is slow to import
 
         model, data, run = load_run(Path(config.model), "last")
-        config = replace(config, data=run.data, forward=run.forward, backward=run.backward,
-                         rule=config.rule or run.rule)  # fmt: skip
-        rule, backward = parse_entry(config.rule or "", config.backward)
-        if str(rule) != run.rule:
+        if config.rule not in (None, run.rule):
             raise UntiedError(f"the run in {config.model} has the rule {run.rule}: leave --rule out")
-    else:
-        config = replace(config, rule=config.rule or "wm")
-        rule, backward = parse_entry(config.rule or "", config.backward)
-        if not isinstance(rule, Alignment):
-            raise UntiedError(f"{rule} computes B from W at every step: there is nothing to diagnose; try wm")
-        data = dataset(config.data, config.seed, config.device)
-        model = network(TrainConfig(rule=str(rule), model=config.model, data=config.data, seed=config.seed), data)
+        config = replace(config, rule=run.rule, data=run.data, forward=run.forward, backward=run.backward)
+    config = replace(config, rule=config.rule or "wm")
+    rule, backward = parse_entry(str(config.rule), config.backward)
     if not isinstance(rule, Alignment):
         raise UntiedError(f"{rule} computes B from W at every step: there is nothing to diagnose; try wm")
+    if rule.copies_gradient:
+        raise UntiedError(
+            f"{rule} also takes W's pseudogradient, which is the task's: R alone says nothing of where B goes"
+        )
+    if model is None:
+        data = dataset(config.data, config.seed, config.device)
+        model = network(TrainConfig(rule=str(rule), model=config.model, data=config.data, seed=config.seed), data)
     return model.to(config.device), data, rule, config, backward
 
 
@@ -187,52 +199,59 @@ def train(model: nn.Module, data: Dataset, rule: Alignment, config: DiagnoseConf
 
 
 def diagnosis(probe: Probe, optimizer: OptimizerConfig) -> Diagnosis:
-    """What is predicted of one layer."""
-    power = probe.power if probe.rule.needs_data else math.nan
+    """What is predicted of one layer.
+
+    Raises:
+        UntiedError: its weights are not finite.
+    """
+    if not bool(probe.W.isfinite().all() and probe.B.isfinite().all()):
+        raise UntiedError(f"layer {probe.name} has weights that are not finite: the run has failed before")
     condition, rank, channels = spread(probe)
-    affine = probe.is_affine
-    rest = probe.rest() if affine else None
     size = float(probe.W.norm())
-    rate, fastest = (probe.rate(), probe.fastest()) if affine else (math.nan, math.nan)
-    sgd = optimizer.name == "SGD" and rate > 0
-    beyond = affine and rest is None and rate == rate
+    rest, rate, fastest, ratio = None, math.nan, math.nan, math.nan
+    if probe.is_affine:
+        rest, rate, fastest = probe.rest(), probe.rate(), probe.fastest()
+        ratio = math.inf if rest is None else float(rest.norm()) / size if size else math.nan
+    sgd = optimizer.name == "SGD"
     return Diagnosis(
         layer=probe.name,
-        power=power,
+        power=probe.power if probe.rule.needs_data else math.nan,
         condition=condition,
         effective_rank=rank,
         channels=channels,
-        regime=regime(probe.rule, power),
-        ratio=math.inf if beyond else math.nan if rest is None or not size else float(rest.norm()) / size,
+        regime=regime(ratio, fastest),
+        ratio=ratio,
         angle=math.nan if rest is None else angle(rest, probe.W),
-        steps=float(time_constant(rate, optimizer.lr, optimizer.momentum)) if sgd else math.nan,
-        lr_limit=2 * (1 + optimizer.momentum) / fastest if fastest > 0 else math.inf if fastest == 0 else math.nan,
-        suggestion=suggestion(probe.rule, power),
+        steps=float(time_constant(rate, optimizer.lr, optimizer.momentum)) if sgd and rate > 0 else math.nan,
+        lr_limit=2 * (1 + optimizer.momentum) / fastest if sgd and fastest > 0 else math.nan,
+        suggestion=suggestion(probe.rule, ratio),
     )
 
 
-def regime(rule: Alignment, power: float) -> str:
-    """What the scalar flow at x² = power says, with some width to the line between divergence and collapse."""
-    plain = Alignment(rule.combination)
-    d = scalar(plain, math.sqrt(power) if power == power else 1.0, progress=0.5)
-    if d.eigenvalues is None:
-        return d.regime
-    symmetric, skew = d.eigenvalues
-    if abs(symmetric) <= BALANCED * abs(skew) and skew > 0:
-        return "stable"
-    return d.regime
+def regime(ratio: float, fastest: float) -> str:
+    """In a word, from ‖B‖ / ‖W‖ at rest and R's fastest rate."""
+    if fastest == 0:
+        return "still"
+    if math.isnan(ratio):
+        return "unknown"
+    return "diverging" if ratio > SPAN else "collapsing" if ratio < 1 / SPAN else "stable"
 
 
-def suggestion(rule: Alignment, power: float) -> str:
-    """The decay that balances amp in this layer; empty for a rule without the two, or balanced as it is."""
-    c = rule.combination
-    if amp not in c or not isinstance(c.get(decay, 0.0), int | float) or set(c) - {amp, decay}:
+def suggestion(rule: Alignment, ratio: float) -> str:
+    """The decay at which B would rest at W's size: B is proportional to 1 / decay in a rule of amp and decay alone."""
+    if set(rule.combination) != {amp, decay} or not 0 <= ratio < math.inf or 1 / SPAN <= ratio <= SPAN:
         return ""
-    if not power > 0:
-        return "no input: nothing for amp to learn from"
-    gain = rule.coefficients(0.5)[amp]
-    wanted = float(gain) * power
-    return f"decay={wanted:.3g}" if regime(rule, power) != "stable" else ""
+    if not ratio:
+        return "no input to learn from"
+    c = multiply(rule.combination[decay], ratio)
+    return "decay=" + (f"{c:.3g}" if isinstance(c, int | float) else coefficient_text(rounded(c)))
+
+
+def rounded(c: Coefficient) -> Coefficient:
+    """A statistic's factor to three digits; anything else as it is."""
+    if isinstance(c, Statistic) and isinstance(c.factor, int | float):
+        return replace(c, factor=float(f"{c.factor:.3g}"))
+    return c
 
 
 # What is shown
@@ -251,36 +270,37 @@ def three(rows: Sequence[Diagnosis], weights: Mapping[str, Mapping[str, Tensor]]
 
 COLUMNS = {
     "layer": "layer", "mean x²": "power", "condition": "condition", "rank": "effective_rank", "of": "channels",
-    "regime": "regime", "‖B‖/‖W‖ at rest": "ratio", "angle °": "angle", "τ (steps)": "steps",
-    "lr below": "lr_limit", "suggestion": "suggestion", "‖B‖/‖W‖ measured": "measured_ratio",
-    "angle ° measured": "measured_angle",
+    "regime": "regime", "‖B‖/‖W‖": "ratio", "angle °": "angle", "τ (steps)": "steps", "lr below": "lr_limit",
+    "suggestion": "suggestion", "measured ‖B‖/‖W‖": "measured_ratio", "measured angle °": "measured_angle",
 }  # fmt: skip
 WORDS = ("layer", "regime", "suggestion")
+TERMINAL = ("condition", "of", "lr below")  # left out there: 80 columns are soon full
 
 
-def cells(rows: Sequence[Diagnosis]) -> list[list[str]]:
+def cells(rows: Sequence[Diagnosis], without: Sequence[str] = ()) -> list[list[str]]:
     """Heads, then a line a layer, as text; columns of which nothing is known are left out."""
     table = [[head, *(cell(getattr(row, name)) for row in rows)] for head, name in COLUMNS.items()]
-    shown = [column for column in table if any(c not in ("–", "") for c in column[1:])]
+    shown = [column for column in table if column[0] not in without and any(c not in ("–", "") for c in column[1:])]
     return [list(line) for line in zip(*shown, strict=True)]
 
 
 def cell(value: Any) -> str:
     if isinstance(value, str | int):
         return str(value)
-    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3g}"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def rich_table(rows: Sequence[Diagnosis]) -> Table:
-    """For a terminal."""
-    heads, *lines = cells(rows)
+    """For a terminal of 80 columns."""
+    heads, *lines = cells(rows, TERMINAL)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for head in heads:
-        table.add_column(
-            head.replace(" ", "\n", 1), justify="left" if head in WORDS else "right", no_wrap=head == "layer"
-        )
+        words = "left" if head in WORDS else "right"
+        table.add_column(head.replace(" ", "\n", 1), justify=words, no_wrap=True, min_width=4)  # type: ignore[arg-type]
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(c.removeprefix("decay=") for c in line))
     return table
 
 
@@ -300,7 +320,7 @@ def csv_table(rows: Sequence[Diagnosis]) -> str:
     return text.getvalue()
 
 
-COLOURS = {"diverging": "#D55E00", "stable": "#009E73", "stable point": "#009E73", "collapsing": "#0072B2"}
+COLOURS = {"diverging": "#D55E00", "stable": "#009E73", "collapsing": "#0072B2"}
 
 
 def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
@@ -326,21 +346,22 @@ def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
 
 def in_words(rows: Sequence[Diagnosis], rule: Alignment, optimizer: OptimizerConfig) -> list[str]:
     """The sum of it, in a few lines."""
-    lines = []
-    kinds = {kind: [row.layer for row in rows if row.regime == kind] for kind in dict.fromkeys(r.regime for r in rows)}
-    lines.append("; ".join(f"{kind}: {len(names)} of {len(rows)} layers" for kind, names in kinds.items()))
-    needed = [row.power for row in rows if row.suggestion.startswith("decay=")]
-    if needed:
+    found = {kind: [row.layer for row in rows if row.regime == kind] for kind in REGIMES}
+    lines = [
+        f"{kind}: {len(names)} of {len(rows)} layers, {names[0]} for one ({REGIMES[kind]})"
+        for kind, names in found.items() if names
+    ]  # fmt: skip
+    if any(row.suggestion.startswith("decay=") for row in rows):
         lines.append(
-            f"a decay for each layer, as suggested, or one for all that is measured: {rule.name}(decay=balanced)"
-            + (", best with positions=mean" if rule.positions == "sum" else "")
+            "suggestion: a decay for each layer (untie_ with a filter); or one rule for all, measured in each layer: "
+            f"{rule.name}(decay=balanced, positions=mean), with noise=normal at rest at W itself"
         )
-    over = [row for row in rows if optimizer.name == "SGD" and row.lr_limit < optimizer.lr]
+    over = [row for row in rows if row.lr_limit < optimizer.lr]
     if over:
         worst = min(over, key=lambda row: row.lr_limit)
         lines.append(
-            f"lr {optimizer.lr:g} is too large for {len(over)} layers: B oscillates away; {worst.layer} needs less "
-            f"than {worst.lr_limit:.3g}, or normalised=true"
+            f"lr {optimizer.lr:g} makes B oscillate away in {len(over)} layers: {worst.layer} needs less than "
+            f"{worst.lr_limit:.3g}; or normalised=true"
         )
     return lines
 
