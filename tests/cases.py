@@ -139,6 +139,22 @@ RULES = [
     RuleCase("aa(forward_activation=relu, normalise_forward_output=true)", local=False, products=2),
     RuleCase("aa(batch_centre_backward_input=true)", local=False, products=2, over_batch=True),
     RuleCase("wm(batch_centre_forward_output=true)", local=True, products=1, over_batch=True),
+    # with a decay that is measured, and with shares divided by activity
+    RuleCase("wm(decay=balanced)", local=True, products=1),
+    RuleCase("wm(amp=2, decay=-0.5*mean_power, positions=mean)", local=True, products=1),
+    RuleCase("wm(decay=balanced, noise=normal, positions=mean)", local=True, products=2, random=True),
+    RuleCase(
+        "wm(amp=linear(1, 2), decay=balanced, batch_centre_backward_input=true)",
+        local=True,
+        products=1,
+        over_batch=True,
+    ),
+    RuleCase("ia(normalised=true)", local=True, products=2),
+    RuleCase("aa(normalised=true, noise=uniform)", local=False, products=3, random=True),
+    RuleCase("ia(decay=balanced, normalised=true, centre_input=true)", local=True, products=3),
+    RuleCase("ia(decay=balanced, reverse=true)", local=True, products=None),
+    RuleCase("wm(decay=mean_power, update_forward=true)", local=True, products=None),
+    RuleCase("ia(normalised=true, amp_on_reconstruction=true, update_forward=true)", local=True, products=None),
     # with operations on what B has produced: by autograd
     RuleCase("ia(backward_bias=true, backward_activation=tanh)", local=True, products=None),
     RuleCase("aa(normalise_forward_output=true, normalise_backward_output=true)", local=False, products=None),

@@ -49,6 +49,11 @@ def built(make: Callable[[], nn.Module], shape: tuple[int, ...], needs_gradient:
     return model, x, counter.get_total_flops()
 
 
+def measuring(text: str) -> Fraction:
+    """What a measured decay costs at most, in layer products: one example's, of one output channel."""
+    return Fraction(1, N * 10) if "power" in str(parse(text)) else Fraction(0)
+
+
 @by_rule
 @by_model
 def test_a_step_costs_what_the_table_says(
@@ -61,8 +66,9 @@ def test_a_step_costs_what_the_table_says(
     untied.untie_(model, rule.text)
     k = parse(rule.text).every if rule.text not in ("bp", "usf", "frsf", "brsf") else 1
     total = sum(count(model, x, step=i) for i in range(k))
-    assert Fraction(total, k * product) == 3 + Fraction(rule.products)
-    assert Fraction(total, 3 * k * product) == pytest.approx(counted_cost(parse(rule.text)))
+    measured = measuring(rule.text)
+    assert 3 + Fraction(rule.products) <= Fraction(total, k * product) <= 3 + Fraction(rule.products) + measured
+    assert Fraction(total, 3 * k * product) == pytest.approx(counted_cost(parse(rule.text)), abs=1e-9 + float(measured))
 
 
 @by_rule
@@ -75,7 +81,8 @@ def test_a_first_layer_computes_no_input_gradient(
     model, x, product = built(make, shape, needs_gradient=False)
     assert count(model, x) == 2 * product
     untied.untie_(model, rule.text)
-    assert Fraction(count(model, x, step=0), product) == 2 + Fraction(rule.products)
+    counted = Fraction(count(model, x, step=0), product)
+    assert 2 + Fraction(rule.products) <= counted <= 2 + Fraction(rule.products) + measuring(rule.text)
 
 
 @pytest.mark.parametrize("rule", ["wm", "aa", "ia", "wm(noise=normal)", "aa(noise=normal)"])

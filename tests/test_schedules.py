@@ -196,7 +196,10 @@ def test_a_coefficient_alone_is_read(text: str, meaning: Coefficient) -> None:
     ("text", "says"),
     [
         ("", "cannot read coefficient at the end, column 1, in '>>><<<': expected a number or a schedule"),
-        ("linaer(0, 1)", "'>>>linaer<<<(0, 1)': possible are numbers and linear(first, last, start=0, stop=1); expon"),
+        (
+            "linaer(0, 1)",
+            "'>>>linaer<<<(0, 1)': possible are numbers, power, mean_power and linear(first, last, start=0",
+        ),
         ("linear(0, 1)*amp", "'linear(0, 1)>>>*<<<amp': expected the end"),
         ("0.5 0.5", "expected the end"),
         ("2*", "expected the end"),

@@ -18,8 +18,9 @@ from torch import Tensor
 from .errors import UntiedError
 from .geometry import DENSE, Geometry, ordinary_autograd
 from .operations import Operations, Signals
-from .primitives import PRIMITIVES, Combination, Correlation, Primitive, total
-from .schedules import Coefficient, coefficient_text, value
+from .primitives import LEAKS, PRIMITIVES, Combination, Correlation, Primitive, amp, decay, total
+from .schedules import Coefficient, coefficient_text, multiply, value
+from .statistics import Statistic, power
 
 __all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "merged"]
 
@@ -71,7 +72,8 @@ class Alignment(Rule):
 
     Args:
         coefficients: of each primitive, by primitive or by name; a number, a schedule, or any function of
-            training progress.
+            training progress. decay also takes a statistic of the layer (`untied.statistics`), or "balanced", the
+            statistic that balances amp: amp · power.
         fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples
             (the last one's neighbour is the first) from a place drawn anew each step, so that every example
             counts equally and R is unbiased.
@@ -96,7 +98,10 @@ class Alignment(Rule):
         positions: str = "sum",
         **switches: Any,
     ) -> None:
-        self.combination = Combination({_primitive(p): _coefficient(p, c) for p, c in coefficients.items()})
+        given: dict[Primitive, Any] = {_primitive(p): c for p, c in coefficients.items()}
+        if given.get(decay) == "balanced":
+            given[decay] = _balanced(given.get(amp, 0.0))
+        self.combination = Combination({p: _coefficient(p, c) for p, c in given.items()})
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise UntiedError(
                 f"fraction={fraction!r} is not possible: give the share of the batch, above 0 and at most 1"
@@ -126,15 +131,20 @@ class Alignment(Rule):
         return all(p.local for p in self.combination)
 
     @property
+    def primitives(self) -> tuple[Primitive, ...]:
+        """What R is made of: a primitive whose coefficient is a statistic is another one, which sees activity."""
+        return tuple(LEAKS[c.name] if isinstance(c, Statistic) else p for p, c in self.combination.items())
+
+    @property
     def needs_data(self) -> bool:
         """Whether R sees activity, or W and B alone."""
-        return any(p.needs_data for p in self.combination)
+        return any(p.needs_data for p in self.primitives)
 
     @property
     def has_closed_form(self) -> bool:
         """Whether Table 1's closed forms hold; otherwise R's gradient is by autograd of the penalty, layer by layer."""
-        reconstructs = any(p.signal == "reconstruction" for p in self.combination)
-        given = all(p.has_gradient for p in self.combination)
+        reconstructs = any(p.signal == "reconstruction" for p in self.primitives)
+        given = all(p.has_gradient for p in self.primitives)
         return given and not (self.operations.on_output or (reconstructs and self.operations.on_reconstruction))
 
     @property
@@ -176,13 +186,10 @@ class Alignment(Rule):
     # The mathematics
 
     def coefficients(self, progress: float | None) -> dict[Primitive, Number]:
-        """Each primitive's coefficient now; those that are zero are left out."""
-        now = {p: value(c, progress) for p, c in self.combination.items()}
-        return {
-            p: torch.tensor(v, dtype=torch.float64) if callable(self.combination[p]) else v
-            for p, v in now.items()
-            if v != 0
-        }
+        """The coefficient now of each of `primitives`; those that are zero are left out."""
+        given = [c.factor if isinstance(c, Statistic) else c for c in self.combination.values()]
+        now = {p: (c, value(c, progress)) for p, c in zip(self.primitives, given, strict=True)}
+        return {p: torch.tensor(v, dtype=torch.float64) if callable(c) else v for p, (c, v) in now.items() if v != 0}
 
     def penalty(self, s: Signals, progress: float | None = None) -> Tensor:
         """The readable definition: Σ_P c_P P for one layer, summed over the batch; differentiable."""
@@ -200,14 +207,19 @@ class Alignment(Rule):
         if not self.has_closed_form:
             return self._by_autograd(s, c, scale)
         terms: list[Correlation] = []
+        products: list[Tensor] = []
         for primitive, v in c.items():
             term = primitive.gradient(s)
-            if not isinstance(term, Correlation):
+            if isinstance(term, Tensor):
+                products.append(v * scale * term)
+            elif isinstance(term, Correlation):
+                terms.append(Correlation(v * term.factor, term.left, term.right))
+            else:
                 raise UntiedError(
                     f"primitive {primitive}: its gradient is {type(term).__name__}; with data it is a Correlation"
                 )
-            terms.append(Correlation(v * term.factor, term.left, term.right))
-        gradient = merged(terms, s.geometry, scale)
+        products += [merged(terms, s.geometry, scale)] if terms else []
+        gradient = sum(products[1:], start=products[0])
         # Euler: <B, dP/dB> = degree * P. What is of degree 2 is counted twice here.
         R = total(s.B * gradient)
         for primitive, v in c.items():
@@ -348,12 +360,25 @@ def _primitive(given: Primitive | str) -> Primitive:
     return PRIMITIVES[given]
 
 
-def _coefficient(primitive: Primitive | str, c: Coefficient) -> Coefficient:
+def _balanced(c: Any) -> Coefficient:
+    """The decay that balances amp, whose coefficient is given."""
+    if c == 0:
+        raise UntiedError(
+            "decay=balanced balances amp, and the rule has none: give amp a coefficient, or decay a number"
+        )
+    return multiply(_coefficient(amp, c), power)
+
+
+def _coefficient(primitive: Primitive, c: Coefficient) -> Coefficient:
+    if isinstance(c, Statistic):
+        if primitive != decay:
+            raise UntiedError(f"{primitive}={c} is not possible: a statistic is the coefficient of decay alone")
+        return c
     if callable(c) or (isinstance(c, int | float) and not isinstance(c, bool) and c == c and abs(c) != float("inf")):
         return c
     raise UntiedError(
         f"coefficient {primitive}={c!r} is not possible: give a finite number, a schedule such as linear(0, 1), "
-        "or a function of training progress"
+        "or a function of training progress; or decay=balanced, power, mean_power"
     )
 
 

@@ -28,7 +28,7 @@ from .geometry import DENSE
 from .metrics import angle
 from .operations import Signals
 from .polynomials import ROUNDING, TOLERANCE, common_zeros, evaluate, interpolate
-from .primitives import PRIMITIVES, Combination, Primitive
+from .primitives import PRIMITIVES, Combination, Leak, Primitive
 from .rules import as_rule
 
 __all__ = ["REGIMES", "FixedPoint", "LayerDynamics", "ScalarDynamics", "layer", "scalar", "time_constant"]
@@ -158,8 +158,8 @@ class ScalarDynamics:
     def following_rate(self, w: float = 0.0, b: float = 0.0) -> float:
         """−∂(db/dt)/∂b: the rate at which b alone nears its rest for a w that is held fixed, as in training.
 
-        SA: decay. AA: sparse · x². WM: decay. IA: decay + null · x² w². (The skew eigenvalue is larger, because in the
-        symmetrised flow w moves too.)
+        SA: decay. AA: sparse · x². WM: decay; balanced, amp · x². IA: decay + null · x² w². (The skew
+        eigenvalue is larger, because in the symmetrised flow w moves too.)
         """
         return 0.0 - float(self.jacobian(w, b)[1, 1])
 
@@ -256,6 +256,8 @@ class LayerDynamics:
 
         rates[j, k]  =  decay + sparse c_k + null s_j           drive  =  Uᵀ (amp W C + self W) V
 
+    A decay that is measured (`untied.statistics.power`) adds power C_kk instead, and V is then the identity.
+
     Attributes:
         W: [o, ...] as given, float64. rates, drive: [o, i]. U: [o, o]. V: [i, i], orthogonal.
     """
@@ -339,6 +341,8 @@ def layer(
     n = W.shape[1]
     x = math.sqrt(n) * c.sqrt().unsqueeze(-1) * V.T  # [n, i]: the mean of x xᵀ over its rows is C
     U = torch.linalg.eigh(W @ x.T @ x @ W.T / n)[1]
+    if any(isinstance(p, Leak) for p in rule.primitives):  # its rates are those of the inputs one by one
+        V = torch.eye(n, dtype=torch.float64)
     mirror = torch.nn.functional.normalize(torch.arange(1, n + 1, dtype=torch.float64), dim=0)
     same_C = x - 2 * mirror.outer(mirror @ x)  # other inputs with the same second moment
     plain = Alignment(rule.combination)
@@ -416,6 +420,7 @@ def _covered(given: Given, operations: tuple[str, ...]) -> Alignment:
 def _why(switch: str) -> str:
     """Why an operation is outside the analysis."""
     reasons = {
+        "normalised": "divides each example's share by its own activity; give it the second moment of what is left",
         "batch_centre": "makes an example's share depend on the rest of its batch",
         "normalise": "divides by the activity itself, and of one feature leaves 0",
         "centre": "mixes the features, and of one leaves 0",

@@ -55,6 +55,12 @@ class Geometry:
         """The gradient of <y, T_K x> in K."""
         raise NotImplementedError(f"{type(self).__name__}.correlate")
 
+    def per_weight(self, z: Tensor, y: Tensor) -> Tensor:
+        """What each weight multiplies of z, an input, summed over batch and positions: in K's layout up to
+        broadcasting. ``y`` is an output, for its shape.
+        """
+        return self.correlate(z, torch.ones_like(y, dtype=z.dtype))
+
     def positions(self, x: Tensor, y: Tensor) -> int:
         """How many times K is applied to one example."""
         return 1 if y.dim() < 2 else math.prod(y.shape[1:-1])
@@ -101,6 +107,9 @@ class Dense(Geometry):
 
     def correlate(self, x: Tensor, y: Tensor) -> Tensor:
         return y.reshape(-1, y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def per_weight(self, z: Tensor, y: Tensor) -> Tensor:
+        return z.reshape(-1, z.shape[-1]).sum(0)
 
     def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, W, bias)
@@ -228,6 +237,13 @@ class Convolution(Geometry):
         first, second = (x, y) if self.transposed else (y, x)
         shape_only = y.new_empty(first.shape[1], second.shape[1] // self.groups, *self.kernel_size)
         return self._backward_call(y, self.prepare(x), shape_only, None, [False, True, False])[1]
+
+    def per_weight(self, z: Tensor, y: Tensor) -> Tensor:
+        if z.dim() == self.dims + 1:
+            z, y = z.unsqueeze(0), y.unsqueeze(0)
+        ones = z.new_ones(1, self.groups, *y.shape[2:])  # all outputs of a group see the same: one is enough
+        seen = self.correlate(z.sum(0, keepdim=True), ones)
+        return seen if self.transposed or self.groups == 1 else seen.repeat_interleave(y.shape[1] // self.groups, 0)
 
     def positions(self, x: Tensor, y: Tensor) -> int:
         return math.prod((x if self.transposed else y).shape[-self.dims :])

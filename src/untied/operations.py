@@ -22,7 +22,16 @@ from torch import Tensor
 from .errors import UntiedError
 from .geometry import Geometry
 
-__all__ = ["ACTIVATIONS", "Operations", "Signals", "batch_centre", "centre", "noise_like", "normalise"]
+__all__ = [
+    "ACTIVATIONS",
+    "Operations",
+    "Signals",
+    "batch_centre",
+    "centre",
+    "noise_like",
+    "normalise",
+    "over_mean_square",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu, "elu": F.elu,
@@ -54,6 +63,13 @@ def noise_like(x: Tensor, kind: str, std: float) -> Tensor:
     return torch.rand_like(x) * (2 * half_width) - half_width
 
 
+def over_mean_square(z: Tensor, x: Tensor) -> Tensor:
+    """Z [n, ...] divided by each example's mean square of x [n, ...]; an example of zeros stays as it is, zero."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean = x.detach().to(wide).square().flatten(1).mean(1).clamp(min=1e-12)
+    return (z / mean.view(-1, *(1,) * (z.dim() - 1))).to(z.dtype)
+
+
 @dataclass(frozen=True)
 class Operations:
     """Switches of the alignment circuit. All off by default: the plain primitives of Table 1.
@@ -69,6 +85,8 @@ class Operations:
         reverse: the reconstruction is T_W* p instead of T_B* y.
         amp_on_reconstruction: amp is -<x, reconstruction> instead of -<p, y>.
         update_forward: R also moves W, symmetrically (each primitive's terms in W are added).
+        normalised: each example's share in the primitives that see activity is divided by its own mean square, of x
+            (amp, sparse) or T_W x (null), as in normalised LMS, so that one learning rate suits every layer.
 
     Raises:
         UntiedError: an unknown noise or activation.
@@ -91,6 +109,7 @@ class Operations:
     reverse: bool = False
     amp_on_reconstruction: bool = False
     update_forward: bool = False
+    normalised: bool = False
 
     def __post_init__(self) -> None:
         for switch in fields(self):
@@ -169,6 +188,8 @@ class Signals:
     linear_output: Tensor | None = None
     # What has been computed. (functools.cached_property takes a lock, which torch.compile cannot trace.)
     _x_backward: Tensor | None = field(default=None, init=False)
+    _x_correlated: Tensor | None = field(default=None, init=False)
+    _power: Tensor | None = field(default=None, init=False)
     _raw_y: Tensor | None = field(default=None, init=False)
     _raw_p: Tensor | None = field(default=None, init=False)
     _y: Tensor | None = field(default=None, init=False)
@@ -192,6 +213,29 @@ class Signals:
         if self._x_backward is None:
             self._x_backward = batch_centre(self.x) if self.operations.batch_centre_backward_input else self.x
         return self._x_backward
+
+    @property
+    def x_correlated(self) -> Tensor:
+        """The input that is correlated with outputs: one tensor for all, so that their products merge."""
+        if self._x_correlated is None:
+            self._x_correlated = self.over_input(self.x_backward)
+        return self._x_correlated
+
+    def over_input(self, z: Tensor) -> Tensor:
+        """Z divided by each example's mean square of x, where the rule is normalised."""
+        return over_mean_square(z, self.x) if self.operations.normalised else z
+
+    def over_output(self, z: Tensor) -> Tensor:
+        """Z divided by each example's mean square of T_W x, where the rule is normalised."""
+        return over_mean_square(z, self.raw_y) if self.operations.normalised else z
+
+    @property
+    def power(self) -> Tensor:
+        """The squared input that each weight multiplies, summed over batch and positions: B's layout, or broadcasts."""
+        if self._power is None:
+            x = self.x_backward.to(torch.promote_types(self.x.dtype, torch.float32))
+            self._power = self.geometry.per_weight(self.over_input(x.square()), self.raw_y)
+        return self._power
 
     @property
     def raw_y(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .operations import Signals
 from .schedules import Coefficient, add, coefficient_text, multiply
+from .statistics import Statistic
 
 __all__ = [
     "PRIMITIVES",
@@ -77,7 +78,7 @@ class Combination(Mapping["Primitive", Coefficient]):
         return Combination(merged)
 
     def __mul__(self, factor: Coefficient) -> Combination:
-        if not (callable(factor) or isinstance(factor, int | float)) or isinstance(factor, Primitive | Combination):
+        if not (callable(factor) or isinstance(factor, int | float | Statistic)):
             return NotImplemented
         return Combination({p: multiply(factor, c) for p, c in self.items()})
 
@@ -185,11 +186,11 @@ class Amp(Primitive):
 
     def penalty(self, s: Signals) -> Tensor:
         if s.operations.amp_on_reconstruction:
-            return -total(s.x * s.reconstruction)
-        return -total(s.p * s.y)
+            return -total(s.over_input(s.x) * s.reconstruction)
+        return -total(s.over_input(s.p) * s.y)
 
     def gradient(self, s: Signals) -> Correlation:
-        return Correlation(-1.0, s.x_backward, s.y)
+        return Correlation(-1.0, s.x_correlated, s.y)
 
 
 class Null(Primitive):
@@ -199,10 +200,10 @@ class Null(Primitive):
     formula, gradient_formula = "½‖T_B* y‖²", "correlate(T_B* y, y)"
 
     def penalty(self, s: Signals) -> Tensor:
-        return total(s.reconstruction.square()) / 2
+        return total(s.over_output(s.reconstruction.square())) / 2
 
     def gradient(self, s: Signals) -> Correlation:
-        return Correlation(1.0, s.reconstruction, s.y)
+        return Correlation(1.0, s.over_output(s.reconstruction), s.y)
 
 
 class Sparse(Primitive):
@@ -214,11 +215,11 @@ class Sparse(Primitive):
     local_computation = False
 
     def penalty(self, s: Signals) -> Tensor:
-        P = total(s.p.square()) / 2
-        return P + total(s.y.square()) / 2 if s.operations.update_forward else P
+        P = total(s.over_input(s.p.square())) / 2
+        return P + total(s.over_input(s.y.square())) / 2 if s.operations.update_forward else P
 
     def gradient(self, s: Signals) -> Correlation:
-        return Correlation(1.0, s.x_backward, s.p)
+        return Correlation(1.0, s.x_correlated, s.p)
 
 
 class Self(Primitive):
@@ -235,7 +236,40 @@ class Self(Primitive):
         return -s.W
 
 
+class Leak(Primitive):
+    """What decay becomes with the coefficient `untied.statistics.power`: each weight decays with the power of its own
+    input. It is the part of `sparse` in which a weight meets itself, and so it is local.
+    """
+
+    name, degree, needs_data = "power*decay", 2, True
+    formula, gradient_formula = "½⟨power(x), B∘B⟩", "power(x) ∘ B"
+
+    def power(self, s: Signals) -> Tensor:
+        """Sum over the batch and positions, in B's layout up to broadcasting."""
+        return s.power
+
+    def penalty(self, s: Signals) -> Tensor:
+        P = total(self.power(s) * s.B.square()) / 2
+        return P + total(self.power(s) * s.W.square()) / 2 if s.operations.update_forward else P
+
+    def gradient(self, s: Signals) -> Tensor:
+        return self.power(s) * s.B
+
+
+class EvenLeak(Leak):
+    """The same with `untied.statistics.mean_power`: every weight of a layer decays alike."""
+
+    name = "mean_power*decay"
+    formula, gradient_formula = "½ mean(power(x)) ‖B‖²", "mean(power(x)) B"
+
+    def power(self, s: Signals) -> Tensor:
+        return s.power.mean()
+
+
 decay, amp, null, sparse, self_ = Decay(), Amp(), Null(), Sparse(), Self()
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (decay, amp, null, sparse, self_)}
 """In Table 1's order, by name."""
+
+LEAKS: dict[str, Primitive] = {"power": Leak(), "mean_power": EvenLeak()}
+"""What decay is with each statistic for its coefficient."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .algebra import OPTIONS, Alignment, Rule, Transport
 from .errors import UntiedError
-from .primitives import Combination, Primitive
+from .primitives import Combination, Leak, Primitive
 from .schedules import Coefficient
 
 __all__ = [
@@ -152,6 +152,10 @@ class KolenPollack(Alignment):
 
     def __init__(self, decay: Coefficient = 1e-3, **options: Any) -> None:
         super().__init__({"decay": decay}, **options)
+        if self.needs_data:
+            raise UntiedError(
+                f"kp's decay is W's weight decay too, which is measured nowhere: give a number, not {decay}"
+            )
 
     def __mul__(self, factor: Coefficient) -> Alignment:
         raise UntiedError("kp cannot be multiplied: it also copies W's pseudogradient; give kp its decay")
@@ -253,7 +257,7 @@ def counted_cost(rule: Rule) -> float:
     """
     if not isinstance(rule, Alignment):
         return 1.0
-    seen = {p for p in rule.combination if p.needs_data}
+    seen = {p for p in rule.primitives if p.needs_data and not isinstance(p, Leak)}  # a leak makes no product
     signals = {p.signal for p in seen} - {None}  # each is a product of its own, and correlates with its own other side
     correlates = max(len(signals), bool(seen))
     projects, reconstructs = "projection" in signals, "reconstruction" in signals

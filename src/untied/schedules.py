@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from .errors import UntiedError
+from .statistics import Statistic
 
 __all__ = ["SCHEDULES", "Coefficient", "Exponential", "Linear", "Schedule", "Steps", "Triangular", "parse"]
 
-Coefficient = float | Callable[[float], float]
-"""A number, or a function of training progress (0 at the start, 1 at the end)."""
+Coefficient = float | Callable[[float], float] | Statistic
+"""A number, a function of training progress (0 at the start, 1 at the end), or a statistic of the layer."""
 
 
 class Schedule:
@@ -229,6 +230,10 @@ class Composed:
 
 def add(a: Coefficient, b: Coefficient) -> Coefficient:
     """A + b: a number or a schedule where it is one."""
+    if isinstance(a, Statistic):
+        return a.plus(b)
+    if isinstance(b, Statistic):
+        return b.plus(a)
     if callable(a) and not callable(b):
         a, b = b, a
     if not callable(a):
@@ -243,6 +248,10 @@ def add(a: Coefficient, b: Coefficient) -> Coefficient:
 
 def multiply(a: Coefficient, b: Coefficient) -> Coefficient:
     """A * b: a number or a schedule where it is one."""
+    if isinstance(a, Statistic):
+        return a.times(b)
+    if isinstance(b, Statistic):
+        return b.times(a)
     if callable(a) and not callable(b):
         a, b = b, a
     if not callable(a):
@@ -259,8 +268,10 @@ def value(c: Coefficient, progress: float | None) -> float:
     """The coefficient's value at a point of training, 0 to 1.
 
     Raises:
-        UntiedError: the coefficient is a function, and no progress was given.
+        UntiedError: the coefficient is a function, and no progress was given; or it is measured in a layer.
     """
+    if isinstance(c, Statistic):
+        raise UntiedError(f"coefficient {c} has no value of its own: it is measured in each layer")
     if not callable(c):
         return float(c)
     if progress is None:
@@ -273,7 +284,7 @@ def value(c: Coefficient, progress: float | None) -> float:
 
 def coefficient_text(c: Coefficient) -> str:
     """A coefficient as rules are written: it reads back as the same, unless it is a function of the user's own."""
-    if isinstance(c, Schedule):
+    if isinstance(c, Schedule | Statistic):
         return str(c)
     if isinstance(c, Composed):
         return f"<{c}>"

@@ -4,7 +4,8 @@
     term         =  [ coefficient "*" ] atom
     atom         =  name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
     value        =  coefficient | word
-    coefficient  =  number | [ number "*" ] schedule        number = 0.5, 1e-3, -2, 1/8
+    coefficient  =  number | [ number "*" ] schedule | [ (number | schedule) "*" ] statistic
+                    number = 0.5, 1e-3, -2, 1/8             statistic = power, mean_power
 
 A name is a primitive (amp), a named rule (sa), or ``align(amp=1, decay=0.5, fraction=1/8)``: any combination
 with options. A schedule is called as in Python: ``linear(0, 1, stop=0.1)``.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,6 +24,7 @@ from .errors import UntiedError
 from .primitives import PRIMITIVES, Combination
 from .rules import NAMED, as_rule, named, options_of
 from .schedules import SCHEDULES, Coefficient, Composed, Schedule, multiply
+from .statistics import STATISTICS, Statistic
 
 __all__ = ["parse_coefficient", "parse_rule"]
 
@@ -96,24 +99,36 @@ class _Reader:
 
     def coefficient(self) -> Coefficient:
         start = self.next
-        factor = -1.0 if self.take("-") else 1.0
+        c: Coefficient = -1.0 if self.take("-") else 1.0
         if self.next.kind not in ("number", "word"):
             self.fail(self.next, "expected a number or a schedule, such as linear(0, 1)")
         if self.next.kind == "number":
-            factor *= self.number()
-            if not (self.next.text == "*" and self.tokens[self.at + 1].text in SCHEDULES):
-                return factor
-            self.at += 1
-        schedule = self.schedule()
-        try:
-            return multiply(factor, schedule)
-        except UntiedError as error:
-            self.fail(start, str(error))
+            c = multiply(c, self.number())
+            if not self.times((*SCHEDULES, *STATISTICS)):
+                return c
+        if self.next.text not in STATISTICS:
+            schedule = self.schedule()
+            try:
+                c = multiply(c, schedule)
+            except UntiedError as error:
+                self.fail(start, str(error))
+            if not self.times(STATISTICS):
+                return c
+        return multiply(c, Statistic(self.expect("word", "a statistic").text))
+
+    def times(self, names: Iterable[str]) -> bool:
+        """Pass over a "*" in front of one of these names."""
+        there = self.next.text == "*" and self.tokens[self.at + 1].text in names
+        self.at += there
+        return there
 
     def schedule(self) -> Schedule:
         name = self.next
         if name.text not in SCHEDULES:
-            self.fail(name, f"possible are numbers and {'; '.join(s.usage for s in SCHEDULES.values())}")
+            self.fail(
+                name,
+                f"possible are numbers, {', '.join(STATISTICS)} and {'; '.join(s.usage for s in SCHEDULES.values())}",
+            )
         self.at += 1
         kind = SCHEDULES[name.text]
         if not self.take("("):
@@ -150,7 +165,7 @@ class _Reader:
         return found
 
     def option(self, key: str) -> Any:
-        if key in PRIMITIVES and (self.next.kind != "word" or self.next.text in SCHEDULES):
+        if key in PRIMITIVES and (self.next.kind != "word" or self.next.text in (*SCHEDULES, *STATISTICS)):
             return self.coefficient()
         if self.next.kind != "word":
             v = self.number()
@@ -194,7 +209,7 @@ class _Reader:
     def term(self, sign: float) -> Rule | Combination:
         start = self.next
         factor: Coefficient = sign
-        if self.next.kind == "number" or self.next.text == "-" or self.next.text in SCHEDULES:
+        if self.next.kind == "number" or self.next.text in ("-", *SCHEDULES, *STATISTICS):
             factor = multiply(sign, self.coefficient())
             if not self.take("*"):
                 if factor == 0 and self.next.kind in ("end", "sign"):
@@ -231,7 +246,7 @@ class _Reader:
 def _writable(result: Alignment | Combination) -> Alignment | Combination:
     """Refuse what Python computes with, but no text says."""
     for primitive, c in (result if isinstance(result, Combination) else result.combination).items():
-        if isinstance(c, Composed):
+        if isinstance(c.factor if isinstance(c, Statistic) else c, Composed):
             raise UntiedError(f"{primitive} gets {c}, which is not one schedule: give {primitive} a single one")
     return result
 

@@ -146,6 +146,13 @@ def dynamics(arguments: list[str]) -> int:
     return dynamics(read_config(DynamicsConfig, arguments, "untied dynamics"))
 
 
+def diagnose(arguments: list[str]) -> int:
+    """Say which layers will diverge, stay or collapse under a rule, and what to change (Fig. 2d-f of the paper)."""
+    from untied.lab.diagnose import DiagnoseConfig, diagnose
+
+    return diagnose(read_config(DiagnoseConfig, arguments, "untied diagnose"))
+
+
 def shards(arguments: list[str]) -> int:
     """Pack an image folder into tar files, for --data shards."""
     from untied.lab.data.shards import write_shards
@@ -169,7 +176,7 @@ def shards(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report, "dynamics": dynamics, "shards": shards,
+    "report": report, "dynamics": dynamics, "diagnose": diagnose, "shards": shards,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from untied.algebra import OPTIONS
 from untied.lab.config import PRESETS
 from untied.primitives import PRIMITIVES
 from untied.rules import taxonomy
+from untied.statistics import STATISTICS
 
 __all__ = ["print_rules"]
 
@@ -22,6 +23,8 @@ A rule is a name, perhaps with coefficients and options, or a sum of primitives:
   amp + 0.5*decay + null
   align(amp=1, decay=1, noise=normal, noise_std=0.5)
 Options: {options}.
+Coefficients change over training, linear(0, 1, stop=0.1), or are measured in each layer, for decay alone:
+  wm(decay=balanced)     amp + 0.5*power*decay     {statistics}
 untied compare also takes the optimizer of the backward weights, and gives bare names settings tuned on digits:
   aa() @ Adam(lr=0.003, schedule=cosine)
 {presets}"""
@@ -57,5 +60,5 @@ def print_rules(console: Console | None = None) -> None:
         rules.add_row(str(row["name"]), *has, "yes" if row["local"] else "no", f"{row['cost']:.2f}", str(row["rule"]))
     console.print(rules)
     presets = "\n".join(f"  {name:<4}{text}" for name, text in PRESETS.items())
-    how_to = HOW_TO.format(options=", ".join(OPTIONS), presets=presets)
+    how_to = HOW_TO.format(options=", ".join(OPTIONS), statistics=", ".join(STATISTICS), presets=presets)
     console.print(how_to, markup=False, highlight=False)

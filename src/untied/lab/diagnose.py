@@ -1,0 +1,370 @@
+"""`untied diagnose`: which layers of a network will diverge, stay or collapse under a rule, before it is trained.
+
+The paper's section 4 explains it for one weight, and its Fig. 2d-f shows one layer of each kind in a ResNet-18 under
+weight mirror. Here every layer is probed with its own data; docs/theory.md, section 8, says what is predicted and how.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import tyro
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import untied
+from untied.algebra import Alignment
+from untied.dynamics import time_constant
+from untied.errors import UntiedError
+from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.data import DataConfig, Dataset
+from untied.lab.loop import dataset, network, seed_step
+from untied.lab.optim import Optimizers
+from untied.lab.plots import STYLE, save, weight_scatter
+from untied.lab.probe import Probe, probed, spread
+from untied.lab.record import RunFolder
+from untied.lab.step import NotFinite, Objective, training_step
+from untied.metrics import angle
+from untied.primitives import amp, decay
+from untied.schedules import Coefficient, coefficient_text, multiply
+from untied.statistics import Statistic
+
+__all__ = ["DiagnoseConfig", "Diagnosis", "diagnose", "diagnosis", "suggestion"]
+
+SPAN = 2.0
+"""B counts as stable where it rests within this factor of W's size."""
+REGIMES = {
+    "diverging": "B outgrows W more than twofold, or without end",
+    "stable": "B rests within a factor of two of W's size",
+    "collapsing": "B shrinks to less than half of W's size",
+    "still": "nothing moves B",
+    "unknown": "R's gradient is not affine in B, which the prediction needs",
+}
+"""What `Diagnosis.regime` says."""
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Say of each layer whether its backward weights will diverge, stay or collapse under a rule; what to change."""
+
+    model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
+    """A network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
+    rule: str | None = None
+    """The learning rule, perhaps with its backward weights' optimizer: "wm(decay=2) @ SGD(lr=0.01)". Left out: wm, or
+    that of the run."""
+    data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
+    """The data; --data NAME is short for --data.name NAME."""
+    batches: int = 2
+    """Training batches that are run through the network."""
+    examples: int = 32
+    """Images of each batch that each layer is probed with."""
+    steps: int = 0
+    """Then train for so many steps, and show what became of B."""
+    seed: int = 0
+    """Of initial weights and the order of images."""
+    forward: OptimizerConfig = field(default_factory=lambda: CompareConfig().forward)
+    """Of the forward weights, if there are steps."""
+    backward: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Of the backward weights."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Where to write; runs/diagnose-TIME if left out."""
+    overwrite: bool = False
+    """Replace what an earlier call has written there."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batches", 1), ("examples", 1), ("steps", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One layer. Numbers that are not known or do not exist are NaN.
+
+    Attributes:
+        layer: its name. power: mean square of the input that a weight multiplies, as amp sees it (over positions,
+            their sum or mean as the rule says).
+        condition, effective_rank, channels: of the input's second moment over its channels.
+        regime: one of `REGIMES`, by ``ratio``.
+        ratio, angle: ‖B‖ / ‖W‖ and the angle (degrees) to W where B comes to rest, W standing still; inf if it never
+            does.
+        steps: time constant of B's part along W, in steps of the backward optimizer, if that is SGD.
+        lr_limit: the learning rate beyond which B oscillates away, with the optimizer's momentum.
+        suggestion: what of the rule to change for this layer; empty if nothing.
+        measured_ratio, measured_angle: after the training steps that were asked for.
+    """
+
+    layer: str
+    power: float
+    condition: float
+    effective_rank: float
+    channels: int
+    regime: str
+    ratio: float
+    angle: float
+    steps: float
+    lr_limit: float
+    suggestion: str
+    measured_ratio: float = math.nan
+    measured_angle: float = math.nan
+
+
+def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
+    """Print the table; write results.json, table.csv, table.md and figures. Returns 0, or 1 if the training failed.
+
+    Raises:
+        UntiedError: model, rule, data or folder are not what they should be; a rule without dynamics.
+    """
+    console = console or Console()
+    model, data, rule, config, backward = prepared(config)
+    out = config.out or Path("runs") / time.strftime("diagnose-%Y%m%d-%H%M%S")
+    folder = RunFolder.create(out, replace(config, out=out), overwrite=config.overwrite)
+    images = [batch for batch, _ in itertools.islice(cycled(data), config.batches)]
+    rows = [diagnosis(probe, backward) for probe in probed(model, images, config.examples)]
+    failure = ""
+    if config.steps:
+        try:
+            train(model, data, rule, config, backward)
+        except NotFinite as why:
+            failure = f"training stopped: {why}"
+        ratios, angles = untied.metrics.norm_ratios(model), untied.metrics.weight_angles(model)
+        rows = [replace(r, measured_ratio=ratios[r.layer], measured_angle=angles[r.layer]) for r in rows]
+        weights = {str(rule): model.state_dict()}
+        save(weight_scatter(weights, [r.layer for r in three(rows, weights)]), folder.path / "figures", "scatter")
+    folder.write_json("results.json", [asdict(row) for row in rows])
+    folder.write_text("table.csv", csv_table(rows))
+    folder.write_text("table.md", markdown_table(rows))
+    save(picture(rows, rule, config.steps), folder.path / "figures", "diagnosis")
+    console.print(rich_table(rows))
+    for line in (*in_words(rows, rule, backward), failure):
+        if line:
+            say(console, line)
+    say(console, f"written to {folder.path}: table.md, table.csv, results.json, figures/")
+    return 1 if failure else 0
+
+
+def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, DiagnoseConfig, OptimizerConfig]:
+    """The converted network, its data, its rule, the settings written out, and the backward weights' optimizer."""
+    model: nn.Module | None = None
+    if Path(config.model).is_dir():
+        from untied.lab.evaluate import load_run  # here, as it is slow to import
+
+        model, data, run = load_run(Path(config.model), "last")
+        if config.rule not in (None, run.rule):
+            raise UntiedError(f"the run in {config.model} has the rule {run.rule}: leave --rule out")
+        config = replace(config, rule=run.rule, data=run.data, forward=run.forward, backward=run.backward)
+    config = replace(config, rule=config.rule or "wm")
+    rule, backward = parse_entry(str(config.rule), config.backward)
+    if not isinstance(rule, Alignment):
+        raise UntiedError(f"{rule} computes B from W at every step: there is nothing to diagnose; try wm")
+    if rule.copies_gradient:
+        raise UntiedError(
+            f"{rule} also takes W's pseudogradient, which is the task's: R alone says nothing of where B goes"
+        )
+    if model is None:
+        data = dataset(config.data, config.seed, config.device)
+        model = network(TrainConfig(rule=str(rule), model=config.model, data=config.data, seed=config.seed), data)
+    return model.to(config.device), data, rule, config, backward
+
+
+def cycled(data: Dataset) -> Any:
+    """Training batches, epoch after epoch."""
+    return itertools.chain.from_iterable(data.train.epoch(number) for number in itertools.count())
+
+
+def train(model: nn.Module, data: Dataset, rule: Alignment, config: DiagnoseConfig, backward: OptimizerConfig) -> None:
+    """Train for ``config.steps`` steps."""
+    optimizers = Optimizers(model, rule, config.forward, backward, config.steps)
+    objective = Objective(model).train()
+    for step, (images, labels) in enumerate(itertools.islice(cycled(data), config.steps)):
+        seed_step(config.seed, step, 0)
+        training_step(objective, images, labels, optimizers, progress=step / config.steps, step=step)
+
+
+# One layer
+
+
+def diagnosis(probe: Probe, optimizer: OptimizerConfig) -> Diagnosis:
+    """What is predicted of one layer.
+
+    Raises:
+        UntiedError: its weights are not finite.
+    """
+    if not bool(probe.W.isfinite().all() and probe.B.isfinite().all()):
+        raise UntiedError(f"layer {probe.name} has weights that are not finite: the run has failed before")
+    condition, rank, channels = spread(probe)
+    size = float(probe.W.norm())
+    rest, rate, fastest, ratio = None, math.nan, math.nan, math.nan
+    if probe.is_affine:
+        rest, rate, fastest = probe.rest(), probe.rate(), probe.fastest()
+        ratio = math.inf if rest is None else float(rest.norm()) / size if size else math.nan
+    sgd = optimizer.name == "SGD"
+    return Diagnosis(
+        layer=probe.name,
+        power=probe.power if probe.rule.needs_data else math.nan,
+        condition=condition,
+        effective_rank=rank,
+        channels=channels,
+        regime=regime(ratio, fastest),
+        ratio=ratio,
+        angle=math.nan if rest is None else angle(rest, probe.W),
+        steps=float(time_constant(rate, optimizer.lr, optimizer.momentum)) if sgd and rate > 0 else math.nan,
+        lr_limit=2 * (1 + optimizer.momentum) / fastest if sgd and fastest > 0 else math.nan,
+        suggestion=suggestion(probe.rule, ratio),
+    )
+
+
+def regime(ratio: float, fastest: float) -> str:
+    """In a word, from ‖B‖ / ‖W‖ at rest and R's fastest rate."""
+    if fastest == 0:
+        return "still"
+    if math.isnan(ratio):
+        return "unknown"
+    return "diverging" if ratio > SPAN else "collapsing" if ratio < 1 / SPAN else "stable"
+
+
+def suggestion(rule: Alignment, ratio: float) -> str:
+    """The decay at which B would rest at W's size: B is proportional to 1 / decay in a rule of amp and decay alone."""
+    if set(rule.combination) != {amp, decay} or not 0 <= ratio < math.inf or 1 / SPAN <= ratio <= SPAN:
+        return ""
+    if not ratio:
+        return "no input to learn from"
+    c = multiply(rule.combination[decay], ratio)
+    return "decay=" + (f"{c:.3g}" if isinstance(c, int | float) else coefficient_text(rounded(c)))
+
+
+def rounded(c: Coefficient) -> Coefficient:
+    """A statistic's factor to three digits; anything else as it is."""
+    if isinstance(c, Statistic) and isinstance(c.factor, int | float):
+        return replace(c, factor=float(f"{c.factor:.3g}"))
+    return c
+
+
+# What is shown
+
+
+def three(rows: Sequence[Diagnosis], weights: Mapping[str, Mapping[str, Tensor]]) -> list[Diagnosis]:
+    """The layer whose B has grown most over W, the one nearest to it in size, and the one most shrunk."""
+    known = [r for r in rows if r.measured_ratio > 0 and math.isfinite(r.measured_ratio)]
+    known = [r for r in known if all(f"{r.layer}.backward_weight" in w for w in weights.values())]
+    by_size = sorted(known, key=lambda r: -r.measured_ratio)
+    if len(by_size) < 4:
+        return by_size
+    middle = min(by_size[1:-1], key=lambda r: abs(math.log(r.measured_ratio)))
+    return [by_size[0], middle, by_size[-1]]
+
+
+COLUMNS = {
+    "layer": "layer", "mean x²": "power", "condition": "condition", "rank": "effective_rank", "of": "channels",
+    "regime": "regime", "‖B‖/‖W‖": "ratio", "angle °": "angle", "τ (steps)": "steps", "lr below": "lr_limit",
+    "suggestion": "suggestion", "measured ‖B‖/‖W‖": "measured_ratio", "measured angle °": "measured_angle",
+}  # fmt: skip
+WORDS = ("layer", "regime", "suggestion")
+TERMINAL = ("condition", "of", "lr below")  # left out there: 80 columns are soon full
+
+
+def cells(rows: Sequence[Diagnosis], without: Sequence[str] = ()) -> list[list[str]]:
+    """Heads, then a line a layer, as text; columns of which nothing is known are left out."""
+    table = [[head, *(cell(getattr(row, name)) for row in rows)] for head, name in COLUMNS.items()]
+    shown = [column for column in table if column[0] not in without and any(c not in ("–", "") for c in column[1:])]
+    return [list(line) for line in zip(*shown, strict=True)]
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, str | int):
+        return str(value)
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def rich_table(rows: Sequence[Diagnosis]) -> Table:
+    """For a terminal of 80 columns."""
+    heads, *lines = cells(rows, TERMINAL)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in heads:
+        words = "left" if head in WORDS else "right"
+        table.add_column(head.replace(" ", "\n", 1), justify=words, no_wrap=True, min_width=4)  # type: ignore[arg-type]
+    for line in lines:
+        table.add_row(*(c.removeprefix("decay=") for c in line))
+    return table
+
+
+def markdown_table(rows: Sequence[Diagnosis]) -> str:
+    """In GitHub's Markdown."""
+    heads, *lines = cells(rows)
+    rule = [":--" if head in WORDS else "--:" for head in heads]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
+
+
+def csv_table(rows: Sequence[Diagnosis]) -> str:
+    """In full precision."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(COLUMNS.values()), lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+COLOURS = {"diverging": "#D55E00", "stable": "#009E73", "collapsing": "#0072B2"}
+
+
+def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
+    """‖B‖ / ‖W‖ of every layer, predicted at rest and, if there were steps, measured after them."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.0, 0.3 * len(rows) + 3.0), 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(1.0, color="black", linestyle=":", linewidth=1)
+        for name in dict.fromkeys(row.regime for row in rows):
+            own = [i for i, row in enumerate(rows) if row.regime == name and 0 < row.ratio < math.inf]
+            axes.plot(own, [rows[i].ratio for i in own], "o", color=COLOURS.get(name, "#999999"),
+                      label=f"{name}: predicted at rest")  # fmt: skip
+        measured = [i for i, row in enumerate(rows) if 0 < row.measured_ratio < math.inf]
+        if measured:
+            axes.plot(measured, [rows[i].measured_ratio for i in measured], "x", color="black", markersize=7,
+                      label=f"measured after {steps} steps")  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(rows)), [row.layer for row in rows], rotation=90, fontsize=8)
+        axes.set(ylabel="norm of B over norm of W", title=f"{rule}"[:90])
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+        return figure
+
+
+def in_words(rows: Sequence[Diagnosis], rule: Alignment, optimizer: OptimizerConfig) -> list[str]:
+    """The sum of it, in a few lines."""
+    found = {kind: [row.layer for row in rows if row.regime == kind] for kind in REGIMES}
+    lines = [
+        f"{kind}: {len(names)} of {len(rows)} layers, {names[0]} for one ({REGIMES[kind]})"
+        for kind, names in found.items() if names
+    ]  # fmt: skip
+    if any(row.suggestion.startswith("decay=") for row in rows):
+        lines.append(
+            "suggestion: a decay for each layer (untie_ with a filter); or one rule for all, measured in each layer: "
+            f"{rule.name}(decay=balanced, positions=mean), with noise=normal at rest at W itself"
+        )
+    over = [row for row in rows if row.lr_limit < optimizer.lr]
+    if over:
+        worst = min(over, key=lambda row: row.lr_limit)
+        lines.append(
+            f"lr {optimizer.lr:g} makes B oscillate away in {len(over)} layers: {worst.layer} needs less than "
+            f"{worst.lr_limit:.3g}; or normalised=true"
+        )
+    return lines
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
