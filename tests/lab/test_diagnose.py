@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from untied.dynamics import layer
+from untied.dynamics import layer, time_constant
 from untied.lab.cli import main
 from untied.lab.config import OptimizerConfig
 from untied.lab.diagnose import Diagnosis, diagnosis, regime, rich_table, suggestion, three
@@ -156,7 +156,7 @@ def test_one_network_under_weight_mirror_has_all_three(tmp_path: Path, capsys: p
     first, last = rows[0], rows[-2]
     assert first["regime"] == "diverging" and last["regime"] == "collapsing"
     assert first["suggestion"] == f"decay={3 * first['ratio']:.3g}"
-    assert first["steps"] == pytest.approx((1 - 0.9) / (0.02 * 3), rel=0.5)
+    assert first["steps"] == pytest.approx(float(time_constant(3.0, 0.02, 0.9)), rel=1e-3)
     said = capsys.readouterr().out
     assert "diverging: " in said and "collapsing: " in said and "decay=balanced" in said
     with (out / "table.csv").open() as file:

@@ -1,0 +1,175 @@
+"""Rules whose coefficients are the same at every depth: the table of results/self-stabilising-digits.
+
+Coefficients and learning rates were chosen on the validation split of resnet18-w8. Train, then make the page of what
+the folders hold; an interrupted comparison counts with what it has finished.
+
+    python benchmarks/self_stabilising.py train --models resnet18-w8 resnet34-w8 resnet50-w8 --seeds 3
+    python benchmarks/self_stabilising.py page runs/self-stabilising/*
+    python benchmarks/self_stabilising.py depth
+    python benchmarks/self_stabilising.py validation FOLDER ...    comparisons with --evaluate-on validation
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import untied
+from untied.lab.config import CompareConfig
+from untied.lab.loop import dataset, network
+from untied.lab.record import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "results" / "self-stabilising-digits"
+RULES = {
+    "bp": "backpropagation",
+    "sa @ SGD(lr=0.5, momentum=0)": "SA",
+    "aa @ Adam(lr=0.04)": "AA",
+    "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.02)": "IA, noise input",
+    "ia(null=1, decay=0.1, positions=mean, normalised=true) @ SGD(lr=0.03, momentum=0)": "IA, normalised",
+    "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, noise input, τ = 10",
+    "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0)": "WM, balanced, noise input, τ = 2.5",
+    "wm(positions=mean)": "WM",
+    "wm(decay=mean_power, positions=mean) @ SGD(lr=0.01, momentum=0)": "WM, balanced",
+}
+
+
+def train(models: list[str], seeds: int, runs: Path) -> None:
+    """One comparison a model, in this process."""
+    for model in models:
+        command = [sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds), "--workers", "0",
+                   "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *RULES]  # fmt: skip
+        subprocess.run(command, check=True)
+
+
+def page(folders: list[Path]) -> None:
+    """results.csv of every run, and the table in README.md between its marks."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    about = {}
+    for folder in map(RunFolder.open, folders):
+        config, made = folder.config(), folder.environment()
+        about[config["model"]] = made
+        for row in folder.read_json("results.json"):
+            entry = next((e for e in config["rules"] if e in (row["text"], row["rule"])), row["text"])
+            seen = rows.setdefault(
+                (entry, config["model"]), {"accuracies": [], "angles": [], "gradients": [], "note": ""}
+            )
+            seen["accuracies"] += row["accuracies"]
+            seen["note"] = row["failure"] or ""
+            seen["angles"].append(row["weight_angle"])
+            seen["gradients"].append(row["gradient_angle"])
+    models = sorted(about, key=lambda name: int("".join(c for c in name.split("-")[0] if c.isdigit())))
+    lines = [f"| rule | {' | '.join(models)} | weight angle | gradient angle |", "|:--|" + "--:|" * (len(models) + 2)]
+    table = ["rule,model,seed,accuracy"]
+    for entry, name in RULES.items():
+        cells, angles, gradients = [], [], []
+        for model in models:
+            row = rows.get((entry, model))
+            values = [a for a in (row["accuracies"] if row else []) if a is not None]
+            cells.append(cell(values))
+            table += [f'"{entry}",{model},{seed},{a:.4f}' for seed, a in enumerate(values)]
+            angles += [a for a in (row["angles"] if row else []) if a is not None]
+            gradients += [g for g in (row["gradients"] if row else []) if g is not None]
+        lines.append(f"| {name} | {' | '.join(cells)} | {span(angles)} | {span(gradients)} |")
+    made = next(iter(about.values()))
+    lines.append("")
+    lines.append(
+        f"Test accuracy (%), mean ± standard deviation over the seeds in brackets; angles (°) at the end, least to "
+        f"greatest over the networks. Commit {(made['git'] or {}).get('commit', 'unknown')[:9]}, "
+        f"{made['machine']['cpu']}, {made['machine']['cores']} cores, torch {made['packages']['torch']}."
+    )
+    readme = OUT / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- table -->")
+    readme.write_text(before + "<!-- table -->\n\n" + "\n".join(lines) + "\n\n<!-- /table -->"
+                      + rest.partition("<!-- /table -->")[2])  # fmt: skip
+    (OUT / "results.csv").write_text("\n".join(table) + "\n")
+    (OUT / "environment.json").write_text(json.dumps(made, indent=2) + "\n")
+
+
+def validation(folders: list[Path]) -> None:
+    """validation.csv: what the coefficients were chosen from."""
+    lines = ["rule,accuracy,weight_angle,gradient_angle,failed"]
+    for row in (row for folder in folders for row in RunFolder.open(folder).read_json("results.json")):
+        if row["accuracies"]:
+            numbers = (
+                "" if row[k] is None else f"{row[k]:.4g}" for k in ("accuracy_mean", "weight_angle", "gradient_angle")
+            )
+            lines.append(f'"{row["text"]}",{",".join(numbers)},{bool(row["failure"])}')
+    (OUT / "validation.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
+
+
+def depth(models: list[str], lrs: list[float]) -> None:
+    """depth.csv: the gradient angle that the estimate's noise alone makes, with W as initialised and B at its rest.
+
+    B starts at W and aligns for three time constants under balanced weight mirror with noise input, without the task.
+    """
+    lines = ["model,lr,tau_steps,weight_angle_mean,gradient_angle"]
+    for model_name in models:
+        for lr in lrs:
+            config = CompareConfig(model=model_name)
+            data = dataset(config.data, 0, "cpu")
+            run = replace(
+                config.run(f"wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr={lr}, momentum=0)", 0),
+                init="copy",
+            )
+            model = network(run, data).train()
+            optimizer = torch.optim.SGD(untied.parameter_groups(model)[1], lr=lr)
+            batches = itertools.chain.from_iterable(data.train.epoch(i) for i in itertools.count())
+            for images, _ in itertools.islice(batches, math.ceil(3 / lr)):
+                with untied.record(model) as tape, torch.no_grad():
+                    model(images)
+                optimizer.zero_grad()
+                tape.penalty().backward()
+                optimizer.step()
+            images, labels = next(batches)
+            angle = untied.metrics.gradient_angle(model, lambda: F.cross_entropy(model(images), labels))  # noqa: B023
+            own = statistics.fmean(untied.metrics.weight_angles(model).values())
+            lines.append(f"{model_name},{lr:g},{1 / lr:g},{own:.2f},{angle:.2f}")
+            print(lines[-1], flush=True)
+    (OUT / "depth.csv").write_text("\n".join(lines) + "\n")
+
+
+def cell(values: list[float]) -> str:
+    """Mean ± standard deviation (seeds), in percent."""
+    if not values:
+        return "–"
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean}{spread} ({len(values)})"
+
+
+def span(values: list[float]) -> str:
+    """Least to greatest."""
+    return f"{min(values):.0f}–{max(values):.0f}" if values else "–"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
+    training.add_argument("--seeds", type=int, default=3)
+    training.add_argument("--runs", type=Path, default=Path("runs/self-stabilising"))
+    for name in ("page", "validation"):
+        commands.add_parser(name).add_argument("folders", nargs="+", type=Path)
+    probing = commands.add_parser("depth")
+    probing.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
+    probing.add_argument("--lrs", nargs="+", type=float, default=[0.4, 0.1])
+    given = parser.parse_args()
+    if given.command == "train":
+        train(given.models, given.seeds, given.runs)
+    elif given.command == "depth":
+        depth(given.models, given.lrs)
+    else:
+        {"page": page, "validation": validation}[given.command](given.folders)
