@@ -159,8 +159,9 @@ def readme(names: list[str], rows: list[dict[str, Any]], out: Path, more: list[s
     asked = " ".join("…" if "/" in word else word for word in more)  # not where things lay on that machine
     return (
         f"# {names[0].partition('/')[0]}\n\n{data}.\n\n{lines}\n\n"
-        f"{rows[0]['split'].capitalize()} accuracy after the last epoch, ± standard deviation over {max(row['seeds'] for row in rows)} seeds; angles at the end, mean over "
-        f"layers and seeds. {made}\n\nMade by `benchmarks/train_recipes.py`"
+        f"{rows[0]['split'].capitalize()} accuracy after the last epoch, mean ± standard deviation over "
+        f"{max(row['seeds'] for row in rows)} seeds; angles at the end, mean over layers and seeds. {made}\n\n"
+        f"Made by `benchmarks/train_recipes.py`"
         f"{' with ' + asked if asked else ''}; each recipe's whole configuration is beside this file.\n\n"
         "![Validation accuracy over epochs](accuracy.png)\n\n![Test accuracy](results.png)\n\n"
         "![Angles between W and B over epochs](angles.png)\n"
