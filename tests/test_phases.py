@@ -184,8 +184,9 @@ def test_a_mirror_phase_costs_the_forward_pass_and_R(rule: RuleCase) -> None:
     untied.untie_(model, rule.text)
     with FlopCounterMode(display=False) as counter:
         aligned(model, x, torch.no_grad, inside=False)
-    every = parse(rule.text).every
-    assert counter.get_total_flops() == (1 + rule.products * every) * product.get_total_flops()
+    every, whole = parse(rule.text).every, product.get_total_flops()
+    measured = whole // (8 * 10) if "power" in str(parse(rule.text)) else 0  # one example's, of one output channel
+    assert counter.get_total_flops() == (1 + rule.products * every) * whole + measured
 
 
 @pytest.mark.parametrize("rule", ["wm", "ia", "wm(noise=normal)", "aa(update_forward=true)"])

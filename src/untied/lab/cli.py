@@ -129,7 +129,7 @@ def report(arguments: list[str]) -> int:
         """Write the tables, figures and page of a run folder again, without training."""
 
         run: Annotated[Path, tyro.conf.Positional]
-        """A folder that untied compare or untied train has written."""
+        """The run folder that untied compare or untied train has written."""
 
     run = read_config(Where, arguments, "untied report").run
     if "rule" in RunFolder.open(run).config():
