@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from untied.lab import plots
+from untied.lab.loop import dataset
 from untied.lab.recipes import recipes
 from untied.lab.record import RunFolder, plain
 from untied.lab.tables import csv_table
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one for each GPU, or CPU core")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--speed", action="store_true", help="show images a second: where nothing else has run")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]
@@ -47,7 +49,7 @@ def main() -> int:
     jobs = [(name, seed) for seed in range(chosen.seeds) for name in dict.fromkeys(names)]
     with ThreadPoolExecutor(chosen.jobs) as pool:
         codes = list(pool.map(lambda job: train(*job, chosen.runs, more), jobs))
-    write(chosen.out, list(dict.fromkeys(names)), chosen.seeds, chosen.runs, more)
+    write(chosen.out, list(dict.fromkeys(names)), chosen.seeds, chosen.runs, more, chosen.speed)
     return max(codes)
 
 
@@ -68,7 +70,7 @@ def train(name: str, seed: int, runs: Path, more: list[str]) -> int:
     return 0 if code == 1 and (folder / "results.json").is_file() else code
 
 
-def write(out: Path, names: list[str], seeds: int, runs: Path, more: list[str]) -> None:
+def write(out: Path, names: list[str], seeds: int, runs: Path, more: list[str], speed: bool) -> None:
     """The table, the figures, each recipe's whole config, and what made them."""
     out.mkdir(parents=True, exist_ok=True)
     rows, metrics = [], []
@@ -81,6 +83,8 @@ def write(out: Path, names: list[str], seeds: int, runs: Path, more: list[str]) 
             metrics += lines
             (out / f"{name.replace('/', '-')}.yaml").write_text(config_text(ended[0]))
             shutil.copy(ended[0] / "environment.json", out / "environment.json")
+            config = open_run(ended[0])[1]
+            data = str(dataset(config.data, 0, "cpu"))
     plots.save(plots.accuracy_curves(metrics), out, "accuracy")
     plots.save(plots.angles_over_time(metrics), out, "angles")
     plots.save(plots.accuracy_bars(rows), out, "results")
@@ -89,7 +93,7 @@ def write(out: Path, names: list[str], seeds: int, runs: Path, more: list[str]) 
     (out / "table.csv").write_text(csv_table(rows))
     keep = ("rule", "seed", "epoch", "train_loss", "train_accuracy", "validation_accuracy", "gradient_angle")
     (out / "epochs.jsonl").write_text("".join(json.dumps({k: line.get(k) for k in keep}) + "\n" for line in metrics))
-    (out / "README.md").write_text(readme(names, rows, out, more))
+    (out / "README.md").write_text(readme(names, rows, out, more, data, speed))
 
 
 def config_text(folder: Path) -> str:
@@ -130,19 +134,21 @@ def summary(name: str, folders: list[Path], seeds: int) -> tuple[dict[str, Any],
     }, lines
 
 
-def readme(names: list[str], rows: list[dict[str, Any]], out: Path, more: list[str]) -> str:
+def readme(names: list[str], rows: list[dict[str, Any]], out: Path, more: list[str], data: str, speed: bool) -> str:
     """The results for people."""
     environment = json.loads((out / "environment.json").read_text())
     machine, git = environment["machine"], environment["git"]
-    heads = ("rule", "", "local", "top-1 (%)", "top-5 (%)", "weight angle (°)", "gradient angle (°)", "images/s")
-    table = [heads, (":--", ":--", ":--", *["--:"] * 5)]
+    heads = ("rule", "", "local", "top-1 (%)", "top-5 (%)", "weight angle (°)", "gradient angle (°)")
+    heads += ("images/s",) if speed else ()
+    table = [heads, (":--", ":--", ":--", *["--:"] * (len(heads) - 3))]
     for row in rows:
         spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.2f}"
         numbers = [row["top5"] and 100 * row["top5"], row["weight_angle"], row["gradient_angle"]]
         table.append((
             f"`{row['rule']}`", f"`{row['text']}`" + (" (failed)" if row["failure"] else ""),
             "yes" if row["local"] else "no", f"{100 * row['accuracy_mean']:.2f}{spread}",
-            *("–" if n is None else f"{n:.1f}" for n in numbers), f"{row['images_per_second']:.0f}",
+            *("–" if n is None else f"{n:.1f}" for n in numbers),
+            *([f"{row['images_per_second']:.0f}"] if speed else []),
         ))  # fmt: skip
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
     made = (
@@ -150,11 +156,12 @@ def readme(names: list[str], rows: list[dict[str, Any]], out: Path, more: list[s
         f"{machine['cpu']}, {machine['cores']} cores{''.join(', ' + gpu for gpu in machine['gpus'])}, "
         f"torch {environment['packages']['torch']}, {environment['date'][:10]}."
     )
-    asked = " ".join(word for word in more if "/" not in word or word.count("/") < 2)
+    asked = " ".join("…" if "/" in word else word for word in more)  # not where things lay on that machine
     return (
-        f"# {names[0].partition('-')[0]}\n\n{lines}\n\n{rows[0]['split'].capitalize()} accuracy after the last epoch, "
-        f"mean ± standard deviation over {max(row['seeds'] for row in rows)} seeds; angles at the end, mean over "
-        f"layers and seeds. {made}\n\nMade by `benchmarks/train_recipes.py`"
+        f"# {names[0].partition('/')[0]}\n\n{data}.\n\n{lines}\n\n"
+        f"{rows[0]['split'].capitalize()} accuracy after the last epoch, mean ± standard deviation over "
+        f"{max(row['seeds'] for row in rows)} seeds; angles at the end, mean over layers and seeds. {made}\n\n"
+        f"Made by `benchmarks/train_recipes.py`"
         f"{' with ' + asked if asked else ''}; each recipe's whole configuration is beside this file.\n\n"
         "![Validation accuracy over epochs](accuracy.png)\n\n![Test accuracy](results.png)\n\n"
         "![Angles between W and B over epochs](angles.png)\n"

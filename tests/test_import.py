@@ -38,7 +38,8 @@ def test_importing_untied_imports_torch_only() -> None:
 
 def test_public_names_exist_and_are_listed() -> None:
     for module in (
-        untied, untied.geometry, untied.metrics, untied.operations, untied.primitives, untied.rules, untied.schedules,
+        untied, untied.dynamics, untied.geometry, untied.metrics, untied.operations, untied.primitives, untied.rules,
+        untied.schedules, untied.statistics,
     ):  # fmt: skip
         assert sorted(module.__all__) == sorted(set(module.__all__))
         for name in module.__all__:

@@ -5,7 +5,7 @@ errors back; a learning rule moves B (Kunin, Nayebi et al., "Two Routes to Scala
 Weight Symmetry", ICML 2020).
 """
 
-from . import geometry, metrics, operations, primitives, rules, schedules
+from . import dynamics, geometry, metrics, operations, primitives, rules, schedules, statistics
 from .convert import Report, parameter_groups, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
@@ -20,6 +20,7 @@ __all__ = [
     "Tape",
     "Untied",
     "UntiedError",
+    "dynamics",
     "geometry",
     "metrics",
     "operations",
@@ -29,6 +30,7 @@ __all__ = [
     "register_layer",
     "rules",
     "schedules",
+    "statistics",
     "tie_",
     "untie_",
 ]

@@ -108,7 +108,7 @@ def test_tuning_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         untied.lab.loop,
         "evaluate",
-        lambda model, loader, fabric: seen.append(loader) or evaluate(model, loader, fabric),
+        lambda model, loader, *rest: seen.append(loader) or evaluate(model, loader, *rest),
     )
     compare(small(tmp_path / "v", "bp", seeds=1, evaluate_on="validation"), silent())
     data = dataset(DATA, 0, "cpu")

@@ -91,11 +91,14 @@ def test_a_damaged_image_is_named_and_passed_over(root: Path, damage: object, re
 
 
 def test_a_batch_without_a_readable_image(root: Path) -> None:
-    for path in root.glob("val/*/*"):
+    """In training it is an error, for there is nothing to fill it with; in evaluation its images do not count."""
+    for path in root.glob("*/*/*"):
         truncate(path)
+    data = load(config(root), seed=0)
     with pytest.raises(UntiedError, match=r"cannot read any image of a batch, such as .*\.jpg") as caught:
-        list(load(config(root), seed=0).test)
+        list(data.train.epoch(0))
     assert "\n" not in str(caught.value)
+    assert list(data.test) == [] and len(data.test.damaged) == data.test.size
 
 
 @pytest.mark.parametrize(

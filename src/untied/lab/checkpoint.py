@@ -81,17 +81,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
         UntiedError: there is no such file, or it is not a checkpoint.
     """
     if not path.is_file():
-        raise UntiedError(f"there is no checkpoint {path}: a run writes it after its first epoch, or when interrupted")
+        after = "once validation images have been scored" if path.stem == "best" else "after its first epoch"
+        raise UntiedError(f"there is no checkpoint {path}: a run writes it {after}")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["untied"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        position = Position(**header.pop("position"))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UntiedError(f"{path} is not a checkpoint of a training run, or is damaged ({reason})") from error
-    position = header.pop("position")
-    best = position["best"]
-    return tensors, Position(**{**position, "best": None if best is None else tuple(best)}), header
+    position.best = None if position.best is None else (position.best[0], position.best[1])  # JSON has no tuples
+    return tensors, position, header
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, what: str) -> None:

@@ -263,7 +263,11 @@ def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]
             return arguments[:at] + arguments[at + 1 :], word.removeprefix(flag + "=")
         if word == flag:
             if at + 1 == len(arguments):
-                raise UntiedError(f"{flag} needs a YAML file, such as the config.yaml of an earlier run")
+                needed = {
+                    "--config": "a YAML file, such as the config.yaml of an earlier run",
+                    "--resume": "the folder of the run that is to go on",
+                }
+                raise UntiedError(f"{flag} needs {needed[flag]}")
             return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
     return arguments, None
 
@@ -296,7 +300,9 @@ def columns(width: int) -> Iterator[None]:
 def essence(box: str) -> str:
     """What tyro says in a box, in one line: without frame, title, and the help that follows."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
-    inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line) for line in lines if not re.match(r"^[╭╰+]", line)]
+    inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in lines if not re.match(r"^[╭╰+]", line)]
+    if len(inside) > 1 and re.fullmatch(r"[─-]{3,}", inside[1]):  # where letters are ASCII the title is a line
+        inside = inside[2:]
     text = []
     for line in inside:
         if re.match(r"^[─-]{3,}|^Argument helptext|^For full helptext", line):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,14 +75,14 @@ class OptimizerConfig:
             near = difflib.get_close_matches(self.name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UntiedError(f"unknown optimizer {self.name!r}: {hint}possible are {', '.join(sorted(known))}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UntiedError(f"lr is {self.lr}: it must be above 0")
         if self.base_batch is not None and self.base_batch < 1:
             raise UntiedError(f"base_batch is {self.base_batch}: it must be at least 1, or left out")
         if not 0 <= self.momentum < 1:
             raise UntiedError(f"momentum is {self.momentum}: it must be at least 0 and below 1")
         for name in ("weight_decay", "noise"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if not 0 <= self.warmup <= 1:
             raise UntiedError(f"warmup is {self.warmup}: it is a fraction of the run, 0 to 1")
@@ -143,11 +144,11 @@ def weight(name: str, text: str) -> Coefficient:
     """
     try:
         given = schedules.parse(text)
-        lowest = min(value(given, at / 20) for at in range(21))
+        values = [value(given, at / 20) for at in range(21)]
     except UntiedError as error:
         raise UntiedError(f"phases.{name}: {error}") from None
-    if lowest < 0:
-        raise UntiedError(f"phases.{name} is {text}: a loss term's weight must not be negative")
+    if not all(0 <= number < math.inf for number in values):
+        raise UntiedError(f"phases.{name} is {text}: a loss term's weight must not be negative, nor infinite")
     return given
 
 
@@ -229,7 +230,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("seed", 0), ("accumulate", 1), ("checkpoint_minutes", 0)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         if not 0 <= self.label_smoothing < 1:
             raise UntiedError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ import untied
 from untied.errors import UntiedError
 from untied.lab import checkpoint
 from untied.lab.config import TrainConfig
-from untied.lab.data import Dataset
+from untied.lab.data import Dataset, Loader
 from untied.lab.devices import fabric_of, prepared
-from untied.lab.loop import alignment, dataset, evaluate, identity, network
+from untied.lab.loop import alignment, dataset, evaluate, identity, network, same_run
 from untied.lab.record import write_tensors
 from untied.lab.train import open_run, say
 
@@ -43,9 +44,7 @@ def load_run(path: Path, which: Which, config: TrainConfig | None = None) -> tup
     tensors, position, _ = checkpoint.read(file)
     data = dataset(config.data, config.seed, "cpu")
     here = identity(own, data)
-    for what in ("model", "rule", "classes"):
-        if position.identity[what] != here[what]:
-            raise UntiedError(f"{file} is of another run: its {what} is {position.identity[what]}, here {here[what]}")
+    same_run(file, position.identity, {what: here[what] for what in ("model", "rule", "classes")})
     model = network(dataclasses.replace(own, data=config.data), data)
     checkpoint.load(model, tensors, "ema." if own.ema is not None else "model.", str(file))
     return model, data, config
@@ -76,7 +75,7 @@ def evaluate_run(
     fabric.launch()
     model, _, _ = load_run(path, which, config)
     data = dataset(config.data, config.seed, str(fabric.device))
-    loader = getattr(data, split)
+    loader = still(data) if split == "train" else getattr(data, split)
     if not loader.size:
         raise UntiedError(f"the run's {split} split has no images (data.validation is {config.data.validation:g})")
     model = prepared(model, one, fabric).to(fabric.device)
@@ -92,6 +91,16 @@ def evaluate_run(
     console.print(layers_table(angles))
     say(console, f"written to {file}")
     return 0
+
+
+def still(data: Dataset) -> Loader:
+    """All training images in their stored order, prepared as test images are."""
+    loader = copy.copy(data.test)
+    for name, value in vars(data.train).items():
+        if name not in ("transform", "reach", "mirror", "batch_size", "seed", "damaged"):
+            setattr(loader, name, value)
+    loader.damaged = {}
+    return loader
 
 
 def layers_table(angles: dict[str, Any]) -> Table:

@@ -36,10 +36,11 @@ from untied.lab.phases import Plan
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.rules import parse
 
-__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "train"]
+__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "read_last", "same_run", "train"]
 
 Report = Callable[[dict[str, Any]], None]
-CHECK_EVERY = 20  # steps between two looks at a device that computes on its own
+CHECK_EVERY = 25  # steps between two looks at a device that computes on its own
+LAST = Path("checkpoints/last.safetensors")
 
 
 class Stopped(Exception):
@@ -154,7 +155,7 @@ class Run:
         batches = self.data.train.epoch(plan.order(number), start=start, share=share)
         for step, (images, labels) in zip(plan.of_epoch(number, start), batches, strict=True):
             before = time.perf_counter()
-            look = fabric.device.type == "cpu" or step % CHECK_EVERY == 0
+            look = fabric.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0
             if config.devices.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             seed_step(config.seed, step, fabric.global_rank)
@@ -194,18 +195,32 @@ class Run:
 
     def look(self) -> None:
         """Between two steps: save if it is time, stop if asked to; all processes together."""
-        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
-        stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
         total = self.sums.tolist()
         self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))
         self.tick()
+        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
         if stop or late:
             broadcast_buffers(self.fabric, self.model)
             self.save("last")
         if stop:
             raise Stopped
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the last step was the last one of its epoch."""
+        return self.position.step % self.plan.length == 0
+
     # Measuring
+
+    def pause(self) -> None:
+        """Between two batches of an evaluation: stop if asked to; going on evaluates again.
+
+        Several processes finish it, as they need not have the same number of batches.
+        """
+        if self.stop and self.fabric.world_size == 1:
+            self.save("last")
+            raise Stopped
 
     @property
     def evaluated(self) -> nn.Module:
@@ -227,7 +242,7 @@ class Run:
         metrics |= {"train_accuracy": right / count, "train_top5": right5 / count}
         with unsharded(self.objective):
             if self.data.validation.size:
-                scores = evaluate(self.evaluated, self.data.validation, fabric)
+                scores = evaluate(self.evaluated, self.data.validation, fabric, self.pause)
                 metrics |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1,
                             "validation_top5": scores.top5}  # fmt: skip
             metrics |= alignment(self.model, self.data, fabric, config)
@@ -244,7 +259,7 @@ class Run:
         """What the run ends with."""
         split = self.data.test if self.config.evaluate_on == "test" else self.data.validation
         with unsharded(self.objective):
-            scores = evaluate(self.evaluated, split, self.fabric)
+            scores = evaluate(self.evaluated, split, self.fabric, self.pause)
             if not metrics:  # every epoch was done before; only this is left
                 metrics = alignment(self.model, self.data, self.fabric, self.config)
         angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
@@ -278,27 +293,20 @@ class Run:
             if self.average is not None:
                 rest["averaged"] = int(self.average.n_averaged)
         if self.fabric.is_global_zero:
-            checkpoint.save(self.folder / "checkpoints" / f"{name}.safetensors", self.position, tensors, **rest)
+            checkpoint.save(self.folder / LAST.with_stem(name), self.position, tensors, **rest)
         self._saved = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the folder's last checkpoint.
+        """Go on from the folder's last checkpoint, or from the beginning where there is none yet.
 
         Raises:
-            UntiedError: there is none, or it is of another model, rule, data set, or number of processes.
+            UntiedError: as ``read_last`` does, or its weights are another model's.
         """
         assert self.folder is not None
-        path = self.folder / "checkpoints" / "last.safetensors"
-        tensors, position, rest = checkpoint.read(path)
-        for what, here in self.position.identity.items():
-            there = position.identity.get(what)
-            if there != here:
-                raise UntiedError(f"{path} is of another run: its {what} is {there} and that of config.yaml is {here}")
-        if rest["processes"] != self.fabric.world_size:
-            raise UntiedError(
-                f"the run had {rest['processes']} processes and now has {self.fabric.world_size}: go on with as many, "
-                "so that it stays the same run"
-            )
+        path = self.folder / LAST
+        if not path.is_file():
+            return
+        tensors, position, rest = read_last(self.folder, self.position.identity, self.fabric.world_size)
         checkpoint.load(self.model, tensors, "model.", str(path))
         if self.average is not None:
             checkpoint.load(self.average.module, tensors, "ema.", str(path))
@@ -327,9 +335,47 @@ def train(config: TrainConfig, report: Report, fabric: Fabric | None = None) -> 
 def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
     return {
-        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": len(data.classes),
-        "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed,
+        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": list(data.classes),
+        "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed, "epochs": config.epochs,
+        "forward optimizer": config.forward.name, "backward optimizer": config.backward.name, "ema": config.ema,
     }  # fmt: skip
+
+
+def same_run(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise UntiedError if what a checkpoint was made of is not what we have here."""
+    for what, mine in here.items():
+        if (its := there.get(what)) != mine:
+            its, mine = brief(its, mine), brief(mine, its)
+            raise UntiedError(f"{file} is of another run: its {what}: {its}; here: {mine}")
+
+
+def brief(value: Any, other: Any) -> str:
+    """A value in a few words: of a list, what another has not."""
+    if not isinstance(value, list):
+        return str(value)
+    own = [str(item) for item in value if not isinstance(other, list) or item not in other]
+    return ", ".join([str(len(value)), *own[:3]]) + (", ..." if len(own) > 3 else "")
+
+
+def read_last(
+    folder: Path, identity: dict[str, Any], processes: int
+) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
+    """The last checkpoint of a run folder, as ``checkpoint.read`` gives it.
+
+    Raises:
+        UntiedError: it is damaged, or of another model, rule, data set, optimizer, or number of processes.
+    """
+    path = folder / LAST
+    tensors, position, rest = checkpoint.read(path)
+    same_run(path, position.identity, identity)
+    if "optimizers" not in rest:
+        raise UntiedError(f"{path} holds weights alone, as best.safetensors does: a run goes on from its own last one")
+    if rest["processes"] != processes:
+        raise UntiedError(
+            f"the run had {rest['processes']} processes and now has {processes}: go on with as many, "
+            "so that it stays the same run"
+        )
+    return tensors, position, rest
 
 
 def seed_step(seed: int, step: int, rank: int, update: bool = False) -> None:
@@ -344,14 +390,20 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return right[:, 0].sum(), right.sum()
 
 
-def evaluate(model: nn.Module, loader: Loader, fabric: Fabric | None = None) -> Scores:
-    """Score a split, in evaluation mode, each process its part. Images that cannot be read do not count."""
+def evaluate(
+    model: nn.Module, loader: Loader, fabric: Fabric | None = None, between: Callable[[], None] = lambda: None
+) -> Scores:
+    """Score a split, in evaluation mode, each process its part. Images that cannot be read do not count.
+
+    ``between`` is called before every batch.
+    """
     rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     precision = nullcontext() if fabric is None else fabric.autocast()
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     with torch.no_grad(), precision:
         for images, labels in loader.epoch(0, share=(rank, world)):
+            between()
             logits = model(images).float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             sums += torch.stack([*hits(logits, labels), loss, loss.new_tensor(len(labels))]).cpu()
@@ -365,9 +417,11 @@ def evaluate(model: nn.Module, loader: Loader, fabric: Fabric | None = None) -> 
 
 def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:
     """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖."""
+    torch.manual_seed(config.seed)  # a redrawn B and dropout are the same each time
     images, labels = next(iter(data.validation if data.validation.size else data.train))
     size = min(config.data.batch_size, 256)
     model.train()
+    torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
 
     def loss() -> Tensor:
         with fabric.autocast():  # not model(...): what is compiled was compiled without these measurements

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "file_name", "plain", "write_atomically", "write_tensors"]
 
-CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl"
 # What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
 OWN_FILES = (
-    CONFIG, ENVIRONMENT, METRICS, "results.json", "table.md", "table.csv", "index.html",
-    "card.md", "timing.jsonl", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
+    CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
+    "card.md", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
     "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
 )  # fmt: skip
 
@@ -78,8 +78,8 @@ class RunFolder:
                 run._clear(overwrite)
             run.path.mkdir(parents=True, exist_ok=True)
         settings = plain(dataclasses.asdict(config))
-        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         run.write_json(ENVIRONMENT, environment())
+        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))  # last: it makes it a run
         return run
 
     @classmethod
@@ -116,14 +116,23 @@ class RunFolder:
         """Write weights/<name>.safetensors (see ``write_tensors``)."""
         return write_tensors(self._weights(name), state_dict, metadata)
 
-    def keep_metrics(self, count: int) -> None:
-        """Drop every line of metrics.jsonl after the first ``count``: those of epochs that will be run again."""
-        path = self.path / METRICS
-        with _one_line(path):
-            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        if len(lines) < count:
-            raise UntiedError(f"{path} has {len(lines)} lines where the checkpoint has seen {count}: it was changed")
-        write_atomically(path, b"".join(line + b"\n" for line in lines[:count]))
+    def keep_lines(self, count: int) -> None:
+        """Drop the lines of metrics.jsonl and timing.jsonl after the first ``count``: of epochs that will be run again.
+
+        Raises:
+            UntiedError: metrics.jsonl has fewer.
+        """
+        for path in (self.path / METRICS, self.path / TIMING):
+            with _one_line(path):
+                content = path.read_bytes() if path.exists() else b""
+            lines = content.split(b"\n")[:-1]
+            if path.name == METRICS and len(lines) < count:
+                raise UntiedError(
+                    f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed"
+                )
+            kept = b"".join(line + b"\n" for line in lines[:count])
+            if kept != content:
+                write_atomically(path, kept)
 
     # reading
 

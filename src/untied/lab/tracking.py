@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from untied.errors import UntiedError
+from untied.lab.record import RunFolder
 
-__all__ = ["Tracker", "flat", "trackers"]
+__all__ = ["Tracker", "check", "flat", "numbers", "trackers"]
 
 
 class Tracker(Protocol):
@@ -21,13 +23,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in a folder; steps from ``purge`` on that are there already, from before a kill, are hidden."""
+    """Event files in a folder; steps from ``start`` on that are there already, from before a kill, are hidden."""
 
-    def __init__(self, folder: Path, purge: int) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here, as it is slow to import
 
         self.folder = folder
-        self.writer = SummaryWriter(str(folder), purge_step=purge or None)
+        self.writer = SummaryWriter(str(folder), purge_step=start)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         try:
@@ -44,11 +46,11 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of W&B with the folder's name, continued where it exists."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        wandb = imported("wandb", "wandb")
-        self.run = wandb.init(
-            project="untied", name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=dict(config)
-        )
+    def __init__(self, folder: RunFolder) -> None:
+        self.run = imported("wandb").init(
+            project="untied", name=folder.path.name, id=key(folder), resume="allow", dir=str(folder.path),
+            config=folder.config(),
+        )  # fmt: skip
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(dict(metrics), step=step)
@@ -60,23 +62,30 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow with the folder's name, continued where it exists; MLFLOW_TRACKING_URI says where."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.mlflow = imported("mlflow", "mlflow-skinny")
+    def __init__(self, folder: RunFolder) -> None:
+        self.mlflow = imported("mlflow")
         self.mlflow.set_experiment("untied")
-        wanted = f"attributes.run_name = '{folder.name}'"
-        before = self.mlflow.search_runs(filter_string=wanted, output_format="list")
-        self.mlflow.start_run(run_id=before[0].info.run_id if before else None, run_name=folder.name)
-        if not before:
-            self.mlflow.log_params({name: str(value)[:500] for name, value in flat(config).items()})
+        before = self.mlflow.search_runs(filter_string=f"tags.untied = '{key(folder)}'", output_format="list")
+        if before:
+            self.mlflow.start_run(run_id=before[0].info.run_id)
+        else:
+            self.mlflow.start_run(run_name=folder.path.name, tags={"untied": key(folder)})
+            self.mlflow.log_params({name: str(value)[:500] for name, value in flat(folder.config()).items()})
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.mlflow.log_metrics({name.replace("°", ""): number for name, number in metrics.items()}, step=step)
+        self.mlflow.log_metrics(dict(metrics), step=step)
 
     def close(self) -> None:
         self.mlflow.end_run()
 
 
-def imported(module: str, package: str) -> Any:
+def key(folder: RunFolder) -> str:
+    """A run's name among all runs: folders of one name are many."""
+    about = f"{folder.path.resolve()} {folder.environment()['date']}"
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def imported(module: str) -> Any:
     """A package that is not a requirement of the lab.
 
     Raises:
@@ -87,21 +96,35 @@ def imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = PACKAGES[module]
         raise UntiedError(f"tracker {module} is not installed: run  pip install {package},  or leave it out") from error
 
 
-OTHERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
+OTHERS: dict[str, Callable[[RunFolder], Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
-def trackers(name: str, folder: Path, config: Mapping[str, Any], step: int) -> list[Tracker]:
+def check(name: str) -> None:
+    """Raise UntiedError if what this tracker needs is not installed."""
+    if name != "none":
+        imported(name)
+
+
+def trackers(name: str, folder: RunFolder, start: int) -> list[Tracker]:
     """TensorBoard, and the one that ``name`` says.
 
     Args:
         name: none, wandb or mlflow.
-        folder: of the run. config: its configuration. step: at which the run begins or goes on.
+        folder: of the run. start: the first step that can come; what TensorBoard has from it on is of before a kill.
+
+    Raises:
+        UntiedError: the tracker cannot be reached, or is not set up.
     """
-    others: list[Tracker] = [OTHERS[name](folder, config)] if name != "none" else []
-    return [TensorBoard(folder / "tensorboard", step), *others]
+    try:
+        others: list[Tracker] = [OTHERS[name](folder)] if name != "none" else []
+    except Exception as error:  # each tracker has its own
+        raise UntiedError(f"tracker {name} refuses: {' '.join(str(error).split())}") from error
+    return [TensorBoard(folder.path / "tensorboard", start), *others]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

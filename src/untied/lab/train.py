@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -20,16 +21,16 @@ from untied.errors import UntiedError
 from untied.lab import card, checkpoint, tracking
 from untied.lab.config import TrainConfig
 from untied.lab.devices import fabric_of
-from untied.lab.loop import NotFinite, Run, Stopped, dataset, network
+from untied.lab.loop import LAST, NotFinite, Run, Stopped, dataset, identity, network, read_last
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan
 from untied.lab.reading import from_mapping
-from untied.lab.record import RunFolder, plain
+from untied.lab.record import RunFolder
 from untied.rules import parse
 
 __all__ = ["open_run", "resume", "rewrite", "train"]
 
-LOG_EVERY = 50  # steps between two points of the training loss
+LOG_EVERY = 50  # steps between two points of the training loss; a multiple of loop.CHECK_EVERY
 
 
 def train(config: TrainConfig, console: Console | None = None) -> int:
@@ -43,7 +44,7 @@ def train(config: TrainConfig, console: Console | None = None) -> int:
     config = dataclasses.replace(config, out=out)
     fabric = fabric_of(config.devices, config.data.batch_size, config.accumulate)
     if is_first_process():
-        check(config, str(fabric.device) if fabric.world_size == 1 else "cpu")
+        check(config, fabric)
         RunFolder.create(out, config, overwrite=config.overwrite)
     return go(config, fabric, again=False, console=console or Console())
 
@@ -51,18 +52,22 @@ def train(config: TrainConfig, console: Console | None = None) -> int:
 def resume(path: Path, console: Console | None = None) -> int:
     """Go on with a run that was killed or stopped. Returns the exit code, as ``train`` does.
 
+    A run that was killed before its first checkpoint starts again.
+
     Raises:
-        UntiedError: there is no checkpoint, or it is of another run.
+        UntiedError: the run has ended, or its checkpoint is damaged, or of another run.
     """
-    folder, config = open_run(path)
-    console = console or Console()
+    _, config = open_run(path)
     if (path / "results.json").is_file():
-        raise UntiedError(f"the run in {path} has ended: see its card.md, or untied evaluate {path}")
-    for partial in (folder.path / "checkpoints").glob(".*.partial"):  # of a process that was killed while writing
-        if is_first_process():
-            partial.unlink(missing_ok=True)
+        if (path / "index.html").is_file():
+            raise UntiedError(f"the run in {path} has ended: see its card.md, or untied evaluate {path}")
+        return rewrite(path, console)  # it was killed after training
     fabric = fabric_of(config.devices, config.data.batch_size, config.accumulate)
-    return go(dataclasses.replace(config, out=path), fabric, again=True, console=console)
+    if is_first_process():
+        check(config, fabric, path)
+        for partial in path.rglob(".*.partial"):  # of a process that was killed while writing
+            partial.unlink(missing_ok=True)
+    return go(dataclasses.replace(config, out=path), fabric, again=True, console=console or Console())
 
 
 def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
@@ -84,31 +89,37 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ranks)
 
 
-def check(config: TrainConfig, device: str) -> None:
-    """Try out all that can fail before anything is trained."""
-    data = dataset(config.data, config.seed, device)
+def check(config: TrainConfig, fabric: Fabric, going_on: Path | None = None) -> None:
+    """Try out all that can fail before anything is trained, and before other processes are started."""
+    data = dataset(config.data, config.seed, str(fabric.device) if fabric.world_size == 1 else "cpu")
     rule = parse(config.rule)
     model = network(config, data)
     plan = Plan(config.phases, rule, config.epochs, len(data.train))
     Optimizers(model, rule, config.forward, config.backward, *plan.counts(), config.data.batch_size)
+    tracking.check(config.tracker)
+    if going_on is not None and (going_on / LAST).is_file():
+        tensors, _, _ = read_last(going_on, identity(config, data), fabric.world_size)
+        checkpoint.load(model, tensors, "model.", str(going_on / LAST))
 
 
 def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> int:
     """Train, or go on training, in the processes that the configuration asks for."""
-    with children_ended(fabric):
+    with children_ended(fabric, config.out):
         fabric.launch()
         first = fabric.is_global_zero
         path = Path(fabric.broadcast(str(config.out)))
         run = Run(config, fabric, path)
+        folder = RunFolder.open(path)
         if again:
             run.resume()
-        folder = RunFolder.open(path)
+            if first:
+                folder.keep_lines(run.position.lines)
         code = 0
         with stopping(run) as stopped:
             try:
                 result = shown(run, folder, console) if first else run.train(lambda metrics: None)
             except Stopped:
-                code = stopped[0] if stopped and first else 0
+                code = (stopped or [128 + signal.SIGTERM])[0] if first else 0  # perhaps another process was told
                 result = None
             except NotFinite as failure:
                 code = 1
@@ -174,13 +185,13 @@ def say(console: Console, line: str) -> None:
 
 
 def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Train with a progress bar on a terminal, a line an epoch elsewhere, and metrics in every place they go to."""
+    """Train with a line an epoch, on a terminal a progress bar below, and metrics in every place they go to."""
     config = run.config
-    if run.position.step:
-        folder.keep_metrics(run.position.lines)
-    followers = tracking.trackers(config.tracker, folder.path, plain(config), run.position.step)
+    ended = run.position.step == run.position.lines * run.plan.length  # all epochs begun have been reported
+    followers = tracking.trackers(config.tracker, folder, run.position.step + int(ended or not run.at_end))
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(min(40, max(4, console.width - 76))),
+        TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[said]}"),
     )  # fmt: skip
     worst = ""
@@ -192,13 +203,12 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
         def tick() -> None:
             J, _, right = run.last
             speed = run.images / run.elapsed if run.elapsed else 0.0
-            epoch = run.position.step // run.plan.length + 1 - run.plan.delay
-            said = f"{speed:,.0f} images/s  loss {J:.3f}  accuracy {100 * right:.1f} %{worst}"
+            epoch = (run.position.step - 1) // run.plan.length + 1 - run.plan.delay
             progress.update(
-                bar, completed=run.position.step, description=f"epoch {min(epoch, config.epochs)}/{config.epochs}",
-                said=said,
+                bar, completed=run.position.step, description=f"epoch {epoch}/{config.epochs}",
+                said=f"{speed:,.0f} img/s  loss {J:.3f}  acc {100 * right:.1f} %{worst}",
             )  # fmt: skip
-            if run.position.step % LOG_EVERY == 0:
+            if run.position.step % LOG_EVERY == 0 and not run.at_end:  # the epoch's own metrics have that step
                 for follower in followers:
                     follower.log({"step/train_loss": J, "step/images_per_second": speed}, run.position.step)
 
@@ -214,14 +224,13 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
                 follower.log(tracking.numbers(metrics), metrics["step"])
             angles = metrics["weight_angle"]
             layer = max(angles, key=lambda name: angles[name])
-            worst = f"  worst angle {angles[layer]:.1f}° ({layer})"
+            worst = f"  worst {angles[layer]:.1f}°"
             for split, files in damaged.items():
                 for name, why in list(files.items())[:1]:
                     say(
                         console, f"{len(files)} {split} images could not be read and are left out; first {name} ({why})"
                     )
-            if not console.is_terminal:
-                say(console, line_of(metrics) + worst)
+            say(console, f"{line_of(metrics)}, worst angle {angles[layer]:.1f}° ({layer})")
 
         run.tick = tick
         try:
@@ -262,11 +271,15 @@ def stopping(run: Run) -> Iterator[list[int]]:
 
 
 @contextmanager
-def children_ended(fabric: Fabric) -> Iterator[None]:
+def children_ended(fabric: Fabric, out: Path | None) -> Iterator[None]:
     """Where this process fails, the ones it has started would wait for it for ever."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for child in getattr(fabric.strategy.launcher, "procs", []):
             child.kill()
+        if isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)):  # what they say of a lost process
+            raise UntiedError(
+                f"another process of this run has ended, or cannot be reached; untied train --resume {out}  goes on"
+            ) from error
         raise

@@ -90,9 +90,10 @@ def collate(items: Sequence[tuple[Tensor, int] | Damaged], fill: bool = False) -
     return torch.stack(images), torch.tensor(labels), damaged
 
 
-def deaf_to_ctrl_c(worker: int) -> None:
-    """A terminal's Ctrl-C reaches every process: it is for the main one, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def deaf(worker: int) -> None:
+    """A terminal's Ctrl-C and a cluster's SIGTERM reach every process: the main one decides, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ImageLoader(Loader):
@@ -149,7 +150,7 @@ class ImageLoader(Loader):
             num_workers=self.workers,
             collate_fn=partial(collate, fill=self.seed is not None),
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=deaf_to_ctrl_c,
+            worker_init_fn=deaf,
             generator=torch.Generator(),  # else it would draw from the global one; items bring their own seeds
         )
         for images, labels, damaged in loader:

@@ -1,0 +1,61 @@
+"""Kill a run again and again at random moments, then let it end: python killing.py RUN KILLS WORDS...
+
+The run's processes are forks of this one, which has imported everything, so that a kill costs no import. Checkpoints
+are written slowly and in two halves, so that many kills hit one. Prints how many kills there were, and how many of
+them left a half-written file behind.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from untied.lab import train  # noqa: F401
+from untied.lab.cli import main
+
+
+def slowly(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    content = safetensors.torch.save(tensors, metadata)
+    with open(path, "wb") as file:
+        for half in (content[: len(content) // 2], content[len(content) // 2 :]):
+            file.write(half)
+            file.flush()
+            time.sleep(0.01)
+
+
+def run_in_a_fork(words: list[str]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(main(words))
+    return pid
+
+
+def kill_until_it_ends(run: Path, kills: int, words: list[str]) -> tuple[int, int]:
+    random.seed(0)
+    killed = torn = 0
+    while True:
+        started = (run / "config.yaml").exists()
+        pid = run_in_a_fork(["train", "--resume", str(run)] if started else ["train", *words, "--out", str(run)])
+        if killed < kills:
+            time.sleep(random.uniform(0, 0.5))
+            os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code != -signal.SIGKILL:
+            assert code == 0, code
+            return killed, torn
+        killed += 1
+        torn += any(run.rglob(".*.partial"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    safetensors.torch.save_file = slowly
+    print(*kill_until_it_ends(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
