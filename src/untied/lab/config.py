@@ -187,7 +187,8 @@ class TrainConfig:
     """Train one network with one learning rule."""
 
     rule: str = "sa"
-    """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay"; untied rules lists what there is."""
+    """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay", as it is written; untied rules lists
+    what there is. Its backward weights' optimizer is --backward."""
     model: str = "resnet18"
     """The network: mlp-256-128-tanh, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits"))
