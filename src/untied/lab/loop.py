@@ -223,6 +223,11 @@ class Run:
             raise Stopped
 
     @property
+    def damaged(self) -> dict[str, dict[str, str]]:
+        """The images that this process could not read so far, by split: file and reason."""
+        return {"train": self.data.train.damaged, "validation": self.data.validation.damaged}
+
+    @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated: the moving average where there is one."""
         return self.model if self.average is None else self.average.module

@@ -117,7 +117,8 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
         code = 0
         with stopping(run) as stopped:
             try:
-                result = shown(run, folder, console) if first else run.train(lambda metrics: None)
+                quiet = lambda metrics: name_damaged(run, console)  # noqa: E731
+                result = shown(run, folder, console) if first else run.train(quiet)
             except Stopped:
                 code = (stopped or [128 + signal.SIGTERM])[0] if first else 0  # perhaps another process was told
                 result = None
@@ -216,7 +217,7 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
             nonlocal worst, began, seen
             folder.append(metrics)
             elapsed, images = time.perf_counter() - began, run.images - seen
-            damaged = {split: getattr(run.data, split).damaged for split in ("train", "validation")}
+            damaged = run.damaged
             speed = {"epoch": metrics["epoch"], "seconds": elapsed, "images_per_second": images / elapsed}
             folder.append(speed | {f"damaged_{split}": len(files) for split, files in damaged.items()}, "timing.jsonl")
             began, seen = time.perf_counter(), run.images
@@ -225,11 +226,7 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
             angles = metrics["weight_angle"]
             layer = max(angles, key=lambda name: angles[name])
             worst = f"  worst {angles[layer]:.1f}°"
-            for split, files in damaged.items():
-                for name, why in list(files.items())[:1]:
-                    say(
-                        console, f"{len(files)} {split} images could not be read and are left out; first {name} ({why})"
-                    )
+            name_damaged(run, console)
             say(console, f"{line_of(metrics)}, worst angle {angles[layer]:.1f}° ({layer})")
 
         run.tick = tick
@@ -238,6 +235,14 @@ def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
         finally:
             for follower in followers:
                 follower.close()
+
+
+def name_damaged(run: Run, console: Console) -> None:
+    """Say how many images this process could not read so far, and name the first."""
+    of = f"process {run.fabric.global_rank}: " if run.fabric.world_size > 1 else ""
+    for split, files in run.damaged.items():
+        for name, why in list(files.items())[:1]:
+            say(console, f"{of}{len(files)} {split} images could not be read and are passed over; first {name} ({why})")
 
 
 def line_of(metrics: dict[str, Any]) -> str:
