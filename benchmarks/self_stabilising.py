@@ -40,26 +40,30 @@ RULES = {
     "ia(null=1, decay=0.1, positions=mean, normalised=true) @ SGD(lr=0.03, momentum=0)": "IA, normalised",
     "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, noise input, τ = 10",
     "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0)": "WM, balanced, noise input, τ = 2.5",
+    "wm(decay=balanced, noise=codes, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, codes, τ = 10",
+    "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0, schedule=cosine)":
+        "WM, balanced, noise input, τ from 2.5 on, growing",
     "wm(positions=mean)": "WM",
     "wm(decay=mean_power, positions=mean) @ SGD(lr=0.01, momentum=0)": "WM, balanced",
 }
 
 
-def train(models: list[str], seeds: int, runs: Path) -> None:
-    """One comparison a model, in this process."""
+def train(models: list[str], seeds: int, runs: Path, rules: list[str]) -> None:
+    """One comparison a model, in one process."""
     for model in models:
         command = [sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds), "--workers", "0",
-                   "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *RULES]  # fmt: skip
+                   "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *rules]  # fmt: skip
         subprocess.run(command, check=True)
 
 
 def page(folders: list[Path]) -> None:
     """results.csv of every run, and the table in README.md between its marks."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    about = {}
+    about, commits = {}, dict[str, None]()
     for folder in map(RunFolder.open, folders):
         config, made = folder.config(), folder.environment()
         about[config["model"]] = made
+        commits[(made["git"] or {}).get("commit", "unknown")[:9]] = None
         for row in folder.read_json("results.json"):
             entry = next((e for e in config["rules"] if e in (row["text"], row["rule"])), row["text"])
             seen = rows.setdefault(
@@ -86,7 +90,7 @@ def page(folders: list[Path]) -> None:
     lines.append("")
     lines.append(
         f"Test accuracy (%), mean ± standard deviation over the seeds in brackets; angles (°) at the end, least to "
-        f"greatest over the networks. Commit {(made['git'] or {}).get('commit', 'unknown')[:9]}, "
+        f"greatest over the networks. Commits {', '.join(commits)}, "
         f"{made['machine']['cpu']}, {made['machine']['cores']} cores, torch {made['packages']['torch']}."
     )
     readme = OUT / "README.md"
@@ -160,6 +164,7 @@ if __name__ == "__main__":
     training = commands.add_parser("train")
     training.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
     training.add_argument("--seeds", type=int, default=3)
+    training.add_argument("--rules", nargs="+", default=list(RULES))
     training.add_argument("--runs", type=Path, default=Path("runs/self-stabilising"))
     for name in ("page", "validation"):
         commands.add_parser(name).add_argument("folders", nargs="+", type=Path)
@@ -168,7 +173,7 @@ if __name__ == "__main__":
     probing.add_argument("--lrs", nargs="+", type=float, default=[0.4, 0.1])
     given = parser.parse_args()
     if given.command == "train":
-        train(given.models, given.seeds, given.runs)
+        train(given.models, given.seeds, given.runs, given.rules)
     elif given.command == "depth":
         depth(given.models, given.lrs)
     else:
