@@ -41,8 +41,9 @@ RULES = {
     "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, noise input, τ = 10",
     "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0)": "WM, balanced, noise input, τ = 2.5",
     "wm(decay=balanced, noise=codes, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, codes, τ = 10",
-    "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0, schedule=cosine)":
-        "WM, balanced, noise input, τ from 2.5 on, growing",
+    "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.4, momentum=0, schedule=cosine)": (
+        "WM, balanced, noise input, τ from 2.5 on, growing"
+    ),
     "wm(positions=mean)": "WM",
     "wm(decay=mean_power, positions=mean) @ SGD(lr=0.01, momentum=0)": "WM, balanced",
 }
