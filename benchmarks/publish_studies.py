@@ -59,7 +59,8 @@ def publish(folder: RunFolder, out: Path) -> tuple[str, str]:
     about = (
         f"{said}; accuracy (%) on {split} images, {data['name']}, {config['run']['epochs']} epochs of batches of "
         f"{data['batch_size']}. Commit {git['commit'][:9]}, {made['machine']['cpu']}, "
-        f"{made['machine']['cores']} cores, torch {made['packages']['torch']}, {made['date'][:10]}. All runs: [{name}.csv]({name}.csv), configuration: "
+        f"{made['machine']['cores']} cores, torch {made['packages']['torch']}, {made['date'][:10]}. All runs: "
+        f"[{name}.csv]({name}.csv), configuration: "
         f"[{name}.yaml]({name}.yaml)."
     )
     return name, f"\n{table}\n{about}\n\n{pictures}"
