@@ -29,9 +29,7 @@ def history(rows: Rows) -> Figure:
         for row in known:
             best = max(best, row["value"]) if row["state"] == "complete" else best
             so_far.append(100 * best)
-        axes.plot(
-            range(1, len(known) + 1), so_far, color=ORANGE, linewidth=1.8, label="best so far", drawstyle="steps-post"
-        )
+        axes.step(range(1, len(known) + 1), so_far, where="post", color=ORANGE, linewidth=1.8, label="best so far")
         axes.set(title="Search", xlabel="setting", ylabel="validation accuracy (%)", ylim=(0, 101))
         axes.legend(loc="lower right")
         return figure
@@ -95,11 +93,10 @@ def transfer(points: Points, models: Sequence[str]) -> Figure:
                     spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
                     hollow.append(any(row["failure"] for row in own))
             style = "--" if rule == "bp" else "-"
-            axes.errorbar(
-                x, mean, spread, linestyle=style, color=palette[rule], linewidth=1.6, capsize=2, label=_short(rule)
-            )
-            for at, value, empty in zip(x, mean, hollow, strict=True):
-                axes.plot(at, value, "o", color=palette[rule], markerfacecolor="white" if empty else palette[rule])
+            colour = palette[rule]
+            axes.errorbar(x, mean, spread, linestyle=style, color=colour, linewidth=1.6, capsize=2, label=_short(rule))
+            for place, value, empty in zip(x, mean, hollow, strict=True):
+                axes.plot(place, value, "o", color=colour, markerfacecolor="white" if empty else colour)
         _chance(axes, [row for rows in points.values() for row in rows])
         axes.set_xticks(range(len(models)), models)
         axes.set(title="The same metaparameters in every architecture", ylabel="accuracy (%)", ylim=(0, 101))
@@ -124,10 +121,12 @@ def noise(points: Points, models: Sequence[str]) -> Figure:
                 values = [own[s] for s in sigmas if own[s]]
                 if not x:
                     continue
-                axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=palette[rule], alpha=0.15,
-                                  linewidth=0)  # fmt: skip
-                axes.plot(x, [statistics.fmean(v) for v in values], "--" if rule == "bp" else "-", color=palette[rule],
-                          marker="o", markersize=4, linewidth=1.8, label=_short(rule))  # fmt: skip
+                colour, worst, best = palette[rule], [min(v) for v in values], [max(v) for v in values]
+                axes.fill_between(x, worst, best, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(
+                    x, [statistics.fmean(v) for v in values], "--" if rule == "bp" else "-",
+                    color=colour, marker="o", markersize=4, linewidth=1.8, label=_short(rule),
+                )  # fmt: skip
             axes.set_xscale("log")
             if 0.0 in sigmas:
                 axes.set_xticks([left, *above], ["0", *(f"{s:g}" for s in above)])

@@ -17,11 +17,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from untied.lab.study.storage import LOST, patiently
@@ -55,7 +56,7 @@ def is_gone(worker: Mapping[str, Any]) -> bool:
     mine = here()
     if not worker.get("began") or any(worker.get(k) != mine[k] for k in ("host", "space")):
         return False
-    return _began(int(worker["pid"])) != worker["began"]
+    return bool(_began(int(worker["pid"])) != worker["began"])
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,18 @@ class Queue:
                 about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
                 if last is not None and "folder" in last.user_attrs:
                     about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
-                patiently(lambda f=fixed, a=about: self.study.enqueue_trial(f, user_attrs=a), say=self.say)
+                patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about), say=self.say)
 
     def take(self) -> Claim | None:
         """The next waiting run, or None if none is waiting now."""
         while any(t.state == TrialState.WAITING for attempts in self.trials().values() for t in attempts):
             trial = patiently(self.study.ask, say=self.say)
-            about = patiently(lambda t=trial: t.user_attrs, say=self.say)
+            about = patiently(partial(getattr, trial, "user_attrs"), say=self.say)
             key = about.get("key")
             if key not in self.plan:  # another worker took the last one in this moment, or the plan was longer once
                 self._close(trial, surplus=True)
                 continue
-            patiently(lambda t=trial: t.set_user_attr("worker", here()), say=self.say)
+            patiently(partial(trial.set_user_attr, "worker", here()), say=self.say)
             if self._is_surplus(trial, key):
                 self._close(trial, surplus=True)
                 continue
@@ -221,22 +222,16 @@ class Queue:
 
     def _mark(self, number: int, name: str, value: Any) -> None:
         """Note something with a trial, if it has not ended."""
-        try:
-            patiently(
-                lambda: self.study._storage.set_trial_user_attr(self._id(number), name, value),  # no public setter
-                say=self.say,
-            )
-        except (UpdateFinishedTrialError, RuntimeError):
-            pass
+        storage = self.study._storage  # an Optuna trial that another process has begun has no public setter
+        with suppress(RuntimeError):
+            patiently(lambda: storage.set_trial_user_attr(self._id(number), name, value), say=self.say)
 
     def _id(self, number: int) -> int:
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     def _fail(self, number: int) -> None:
-        try:
+        with suppress(ValueError, RuntimeError):  # somebody was faster
             patiently(lambda: self.study.tell(number, state=TrialState.FAIL), say=self.say)
-        except (ValueError, RuntimeError):
-            pass  # somebody was faster
 
     # Watching
 
@@ -255,7 +250,7 @@ class Queue:
                     claim.trial.set_user_attr("alive", count)
                 except LOST:
                     pass  # it may come back
-                except (UpdateFinishedTrialError, RuntimeError):
+                except RuntimeError:  # Optuna's, of a trial that has ended
                     if not over.is_set():
                         claim.lost.set()
                     return

@@ -41,14 +41,14 @@ CAPTIONS = {
         "al. 2014, as Optuna has it) gives to each, of those parameters that every setting has."
     ),
     "transfer": (
-        "Accuracy in each architecture, with the metaparameters that were fixed beforehand: mean over seeds, bars of one "
-        "standard deviation. Hollow marks: in some seed the loss was not finite, which counts at chance (dotted), as in "
-        "Fig. 3 of the paper."
+        "Accuracy in each architecture, with the metaparameters that were fixed beforehand: mean over seeds, bars of "
+        "one standard deviation. Hollow marks: in some seed the loss was not finite, which counts at chance (dotted), "
+        "as in Fig. 3 of the paper."
     ),
     "noise": (
         "Accuracy against the standard deviation of Gaussian noise on every update: of the backward weights for rules "
-        "that align, of all weights for backpropagation. Mean over seeds, bands from worst to best; on the left, without "
-        "noise. Fig. 5 of the paper has ImageNet."
+        "that align, of all weights for backpropagation. Mean over seeds, bands from worst to best; on the left, "
+        "without noise. Fig. 5 of the paper has ImageNet."
     ),
 }
 
@@ -64,12 +64,11 @@ def write(folder: RunFolder, kind: str, rows: Rows, planned: int | None, console
         plots.save(figure, folder.path / "figures", name)
     folder.write_text("table.md", markdown(table))
     folder.write_text("table.csv", comma_separated(rows))
-    ended = len(rows)
-    missing = (
-        "" if planned in (None, ended) else f" {planned - ended} of {planned} runs have not ended." if planned else ""
-    )
-    sections = [Section("Results", summary(kind, rows) + missing, rows=[dict(zip(table[0], r, strict=True)) for r in table[1:]],
-                        figures=list(drawn))]  # fmt: skip
+    said = summary(kind, rows)
+    if planned is not None and planned > len(rows):
+        said += f" {planned - len(rows)} of {planned} runs have not ended."
+    lines = [dict(zip(table[0], line, strict=True)) for line in table[1:]]
+    sections = [Section("Results", said, rows=lines, figures=list(drawn))]
     if kind == "noise" and (crossing := crossovers(rows)):
         sections.append(Section("Where a rule becomes more robust than backpropagation", CROSSING, rows=crossing))
     page = report.write_html(folder, rows=[], title=f"{TITLES[kind]}: {folder.config()['name']}", sections=sections,
@@ -80,14 +79,14 @@ def write(folder: RunFolder, kind: str, rows: Rows, planned: int | None, console
     for line in table[1:]:
         shown.add_row(*line)
     console.print(shown)
-    for line in crossovers(rows) if kind == "noise" else []:
-        console.print(", ".join(f"{k} {v}" for k, v in line.items()), highlight=False)
+    for crossed in crossovers(rows) if kind == "noise" else []:
+        console.print(", ".join(f"{k} {v}" for k, v in crossed.items()), highlight=False)
     console.print(f"folder  {folder.path}\npage    {page}", highlight=False, soft_wrap=True)
 
 
 CROSSING = (
-    "The noise at which the mean accuracy of a rule comes to exceed backpropagation's, interpolated in log σ between the "
-    "two values that enclose it. Whether the difference is beyond the spread over seeds is for the table to say."
+    "The noise at which the mean accuracy of a rule comes to exceed backpropagation's, interpolated in log σ between "
+    "the two values that enclose it. Whether the difference is beyond the spread over seeds is for the table to say."
 )
 
 
@@ -250,7 +249,7 @@ def comma_separated(rows: Rows) -> str:
     )
     for row in rows:
         for r in row["results"] or [{}]:
-            writer.writerow([row["run"], row["state"], r.get("folder"), r.get("value"), r.get("weight_angle"),
-                             r.get("gradient_angle"), r.get("seconds"), row["failure"],
-                             *(row["params"].get(name) for name in names)])  # fmt: skip
+            numbers = [r.get(name) for name in columns]
+            own = [row["params"].get(name) for name in names]
+            writer.writerow([row["run"], row["state"], r.get("folder"), *numbers, row["failure"], *own])
     return out.getvalue()

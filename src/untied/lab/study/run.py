@@ -118,7 +118,7 @@ def with_sampler(study: optuna.Study, config: StudyConfig, worker: int = 0) -> N
         return
     study.sampler = optuna.samplers.TPESampler(
         multivariate=True, group=True, constant_liar=True, n_startup_trials=config.startup,
-        seed=config.sampler_seed + worker, warn_independent_sampling=False,
+        seed=config.sampler_seed + worker,
     )  # fmt: skip
     if config.prune == "median":
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=config.prune_after)
