@@ -244,9 +244,8 @@ def comma_separated(rows: Rows) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["run", "state", "folder", "accuracy", "weight_angle", "gradient_angle", "seconds", "failure", *names]
-    )
+    columns = ("value", "weight_angle", "gradient_angle", "seconds")
+    writer.writerow(["run", "state", "folder", "accuracy", *columns[1:], "failure", *names])
     for row in rows:
         for r in row["results"] or [{}]:
             numbers = [r.get(name) for name in columns]
