@@ -143,6 +143,7 @@ RULES = [
     RuleCase("wm(decay=balanced)", local=True, products=1),
     RuleCase("wm(amp=2, decay=-0.5*mean_power, positions=mean)", local=True, products=1),
     RuleCase("wm(decay=balanced, noise=normal, positions=mean)", local=True, products=2, random=True),
+    RuleCase("wm(decay=balanced, noise=codes, positions=mean)", local=True, products=2, random=True),
     RuleCase(
         "wm(amp=linear(1, 2), decay=balanced, batch_centre_backward_input=true)",
         local=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 import untied
 from cases import LAYERS, LayerCase, by_kind_of_layer, signals
-from untied.operations import ACTIVATIONS, Operations, batch_centre, centre, noise_like, normalise
+from untied.operations import ACTIVATIONS, Operations, batch_centre, centre, codes_like, noise_like, normalise
 from untied.primitives import PRIMITIVES
 from untied.rules import Alignment
 
@@ -245,7 +246,7 @@ def test_noise_has_mean_zero_and_its_standard_deviation(kind: str, std: float) -
         assert noise.abs().max().item() <= std * math.sqrt(3)
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform"])
+@pytest.mark.parametrize("kind", ["normal", "uniform", "codes"])
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(2, 3, 3, padding=1), lambda: nn.ConvTranspose2d(2, 3, 3),
                                   lambda: nn.Linear(2, 3)], ids=["conv", "transposed", "linear"])  # fmt: skip
 def test_weight_mirror_under_noise_sees_W_times_the_variance(make: Callable[[], nn.Module], kind: str) -> None:
@@ -269,6 +270,50 @@ def test_weight_mirror_under_noise_sees_W_times_the_variance(make: Callable[[], 
     assert (gradient - expected).norm() < (0.05 if is_linear else 0.02) * expected.norm()
 
 
+@pytest.mark.parametrize("shape, features", [((16, 8, 4, 4), 1), ((64, 40), -1), ((4, 16, 30), -1), ((2, 3, 128), 1)])
+def test_codes_are_orthogonal_over_the_batch(shape: tuple[int, ...], features: int) -> None:
+    """Examples times positions are a power of two here, and at least as many as there are features."""
+    z = codes_like(torch.empty(shape, dtype=torch.float64), features, 0.7)
+    assert z.shape == shape and z.abs().unique().tolist() == [0.7]
+    flat = z.movedim(features, -1).flatten(0, -2)
+    torch.testing.assert_close(flat.T @ flat / len(flat), 0.49 * torch.eye(flat.shape[1], dtype=torch.float64))
+    assert not codes_like(z, features, 0.7).equal(z)
+
+
+@pytest.mark.parametrize("m, count", [(5, 12), (12, 5), (1, 1), (1, 3), (3, 1)])
+def test_codes_are_white_on_average_however_few(m: int, count: int) -> None:
+    """The mean of 3,000 sample covariances is the identity: an entry's deviation is below 1 / sqrt(3,000 m)."""
+    x = torch.zeros(m, count, dtype=torch.float64)
+    drawn = [codes_like(x, -1, 1.0) for _ in range(3000)]
+    mean = torch.stack([z.T @ z / m for z in drawn]).mean(0)
+    assert (mean - torch.eye(count, dtype=torch.float64)).abs().max() < 5 / math.sqrt(3000 * m)
+    assert torch.stack(drawn).mean((0, 1)).abs().max() < 5 / math.sqrt(3000 * m)
+
+
+def test_codes_keep_dtype_and_memory_format() -> None:
+    x = torch.empty(4, 8, 6, 6, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    z = codes_like(x, 1, 1.0)
+    assert z.dtype == torch.bfloat16 and z.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(24, 5, bias=False), nn.Conv2d(24, 5, 1, bias=False)])
+def test_balanced_weight_mirror_at_its_rest_has_no_variance_under_codes(model: nn.Module) -> None:
+    """B = W stays, to rounding, where a kernel has one position and the batch is 32: independent noise moves it."""
+    model = model.double()
+    sizes = {}
+    for noise in ("codes", "normal"):
+        layer = copy.deepcopy(model)
+        untied.untie_(layer, f"wm(decay=balanced, noise={noise}, positions=mean)", init="copy")
+        with untied.record(layer) as tape:
+            layer(
+                torch.zeros(2, 16, 24).double() if isinstance(model, nn.Linear) else torch.zeros(2, 24, 4, 4).double()
+            )
+        tape.penalty().backward()
+        B, W = layer.backward_weight, layer.weight.detach()
+        sizes[noise] = float(B.grad.norm() / W.norm())  # type: ignore[union-attr, operator, arg-type]
+    assert sizes["codes"] < 1e-12 and sizes["normal"] > 0.1
+
+
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
 def test_noise_is_drawn_anew_at_each_step_from_the_global_generator(kind: str) -> None:
     layer = nn.Linear(4, 3)
@@ -290,7 +335,7 @@ def test_noise_is_drawn_anew_at_each_step_from_the_global_generator(kind: str) -
 @pytest.mark.parametrize(
     ("wrong", "possible"),
     [
-        ({"noise": "pink"}, "normal, uniform"),
+        ({"noise": "pink"}, "normal, uniform, codes"),
         ({"noise_std": 0}, "above 0"),
         ({"noise_std": -1.0}, "above 0"),
         ({"noise_std": "much"}, "above 0"),

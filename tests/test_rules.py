@@ -261,7 +261,7 @@ def test_equal_rules_are_equal() -> None:
         (lambda: WeightMirror(positions="max"), ["positions='max'", "sum or mean"]),
         (lambda: WeightMirror(centre=True), ["'centre'", "centre_input"]),
         (lambda: WeightMirror(null=1), ["'null'", "amp"]),
-        (lambda: WeightMirror(noise="pink"), ["'pink'", "normal, uniform"]),
+        (lambda: WeightMirror(noise="pink"), ["'pink'", "normal, uniform, codes"]),
         (lambda: SignSymmetry("big"), ["'big'", "uniform, fixed, redrawn"]),
         (lambda: as_rule("nonsense"), ["nonsense", "bp, fa"]),
         (lambda: as_rule(3), ["3 is not a rule", "'sa'"]),

@@ -41,7 +41,13 @@ def ordinary_autograd() -> Iterator[None]:
 
 class Geometry:
     """What a layer type does with a kernel. Subclasses give the first three methods; the others follow from
-    them."""
+    them.
+
+    Attributes:
+        features: the dimension of x that holds its features (channels).
+    """
+
+    features = -1
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         """T_K x."""
@@ -123,6 +129,8 @@ class Convolution(Geometry):
     per dimension, last dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done
     before it: other modes, and an uneven 'same'.
     """
+
+    features = 1
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]

@@ -28,6 +28,7 @@ __all__ = [
     "Signals",
     "batch_centre",
     "centre",
+    "codes_like",
     "noise_like",
     "normalise",
     "over_mean_square",
@@ -37,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu, "elu": F.elu,
     "leaky_relu": F.leaky_relu, "softplus": F.softplus, "silu": F.silu,
 }  # fmt: skip
-NOISE = ("normal", "uniform")
+NOISE = ("normal", "uniform", "codes")
 
 
 def centre(x: Tensor) -> Tensor:
@@ -57,10 +58,47 @@ def batch_centre(x: Tensor) -> Tensor:
 
 def noise_like(x: Tensor, kind: str, std: float) -> Tensor:
     """Noise of mean 0 and standard deviation ``std`` in the shape, dtype and memory format of x."""
+    noise = torch.empty_like(x)  # without gaps, whatever its memory format
+    flat = noise.as_strided((noise.numel(),), (1,))  # PyTorch draws much faster into what is contiguous
     if kind == "normal":
-        return torch.randn_like(x) * std
-    half_width = math.sqrt(3.0) * std
-    return torch.rand_like(x) * (2 * half_width) - half_width
+        flat.normal_(0.0, std)
+    else:
+        flat.uniform_(-math.sqrt(3.0) * std, math.sqrt(3.0) * std)
+    return noise
+
+
+def codes_like(x: Tensor, features: int, std: float) -> Tensor:
+    """Orthogonal noise in the form of x: each feature (a channel) emits a code of ±std over examples and positions.
+
+    The codes are columns of a Hadamard matrix, as in code-division multiplexing, a part of its rows in a random order
+    and with random signs: mean 0, covariance std² 1. With m examples times positions, a power of two and no fewer than
+    there are features, the covariance *over the batch* is std² 1 too, where independent noise has it on average. Each
+    feature needs no more than its own code, so this is as local as independent noise.
+
+    Args:
+        x: in whose shape, dtype and memory format.
+        features: the dimension of x that holds them.
+    """
+    noise = torch.empty_like(x)
+    shape = noise.movedim(features, -1).shape
+    m, count = math.prod(shape[:-1]), shape[-1]
+    bits = (max(m, count, 2) - 1).bit_length()
+    low, high = bits // 2, bits - bits // 2
+    rows = torch.randperm(1 << bits, device=x.device)[:m]
+    columns = torch.randperm(1 << bits, device=x.device)[:count]
+    signs = torch.randint(2, (m, 1), device=x.device).mul_(2).sub_(1).to(x.dtype)
+    # an element of a Hadamard matrix is (-1) to the parity of row & column: that of the low bits times that of the high
+    codes = _hadamard(low, columns, x.dtype)[rows & (1 << low) - 1] * (signs * std)
+    codes *= _hadamard(high, columns >> low, x.dtype)[rows >> low]
+    return noise.copy_(codes.view(shape).movedim(-1, features))
+
+
+def _hadamard(bits: int, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """The columns of the Hadamard matrix of size 2 to the bits: [2**bits, columns], 1 and -1."""
+    parity = torch.arange(1 << bits, device=columns.device)[:, None] & columns
+    for shift in (16, 8, 4, 2, 1):
+        parity = parity ^ (parity >> shift)
+    return (1 - 2 * (parity & 1)).to(dtype)
 
 
 def over_mean_square(z: Tensor, x: Tensor) -> Tensor:
@@ -75,7 +113,8 @@ class Operations:
     """Switches of the alignment circuit. All off by default: the plain primitives of Table 1.
 
     Attributes:
-        noise: replace the layer's input by "normal" or "uniform" noise of standard deviation ``noise_std``.
+        noise: replace the layer's input by noise of standard deviation ``noise_std``: "normal", "uniform", or "codes",
+            orthogonal over channels (`codes_like`).
         centre_input, normalise_input: of x.
         batch_centre_backward_input: the backward projection alone sees x minus its batch mean.
         forward_bias, backward_bias: add the layer's bias to y, to p.
@@ -200,7 +239,10 @@ class Signals:
         """Apply what is done to x itself; where x changes, the layer's own output no longer belongs to it."""
         x, do = self.x, self.operations
         if do.noise is not None:
-            x = noise_like(x, do.noise, do.noise_std)
+            if do.noise == "codes":
+                x = codes_like(x, self.geometry.features, do.noise_std)
+            else:
+                x = noise_like(x, do.noise, do.noise_std)
         if do.centre_input:
             x = centre(x)
         if do.normalise_input:
