@@ -49,8 +49,8 @@ class StudyConfig:
     seeds: int = 1
     """Runs of each setting, with seeds from run.seed on."""
     storage: str = ""
-    """The database: sqlite:///FILE, journal:FILE, postgresql+psycopg://..., mysql+pymysql://...; by default an SQLite
-    file in the study's folder."""
+    """The database: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...; by default an SQLite file in the
+    study's folder."""
     out: Path | None = None
     """The study's folder, with runs/, table, figures and page; studies/NAME by default."""
     workers: int = 1

@@ -23,6 +23,14 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 FORMAT = 1
 """Of what we keep in a study's attributes; a study of another one is refused."""
 DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+WAITING: dict[str, dict[str, Any]] = {  # seconds, but for tcp_user_timeout: no call may hang on a dead connection
+    "sqlite": {"timeout": 60},
+    "postgresql+psycopg": {
+        "connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5,
+        "keepalives_count": 4,
+    },
+    "mysql+pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+}  # fmt: skip
 LOST = (StorageInternalError, SQLAlchemyError, OSError)
 """What a database that cannot be reached raises."""
 
@@ -34,7 +42,7 @@ class NoAnswer(UntiedError):
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Open a database: sqlite:///FILE, journal:FILE, postgresql+psycopg://..., mysql+pymysql://...
+    """Open a database: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...
 
     Raises:
         UntiedError: it cannot be opened; the message does not show a password.
@@ -46,16 +54,16 @@ def open_storage(url: str) -> BaseStorage:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was cut is replaced
-        if url.startswith("sqlite"):
-            options["connect_args"] = {"timeout": 60}
-        return RDBStorage(url, engine_kwargs=options)
+        address = with_driver(url)
+        options["connect_args"] = next((args for name, args in WAITING.items() if address.startswith(name)), {})
+        return RDBStorage(address, engine_kwargs=options)
     except ModuleNotFoundError as error:
         wanted = next((pip for name, pip in DRIVERS.items() if url.startswith(name)), error.name)
         raise UntiedError(f"storage {shown} needs a driver: run  pip install '{wanted}'") from error
     except ArgumentError as error:
         raise UntiedError(
             f"cannot read the storage {shown}: possible are sqlite:///FILE, journal:FILE, "
-            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, mysql+pymysql://USER:PASSWORD@HOST/DATABASE"
+            "postgresql://USER:PASSWORD@HOST/DATABASE, mysql://USER:PASSWORD@HOST/DATABASE"
         ) from error
     except ImportError as error:
         raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}") from error
@@ -63,6 +71,18 @@ def open_storage(url: str) -> BaseStorage:
         raise UntiedError(f"cannot open the storage {shown}: {reason(error)}") from error
     except RuntimeError as error:  # another version's tables
         raise UntiedError(f"the storage {shown} is of another version of Optuna: {reason(error)}") from error
+
+
+def with_driver(url: str) -> str:
+    """The URL with the driver that our extras install, where it names none."""
+    for scheme, full in (
+        ("postgres", "postgresql+psycopg"),
+        ("postgresql", "postgresql+psycopg"),
+        ("mysql", "mysql+pymysql"),
+    ):
+        if url.startswith(scheme + "://"):
+            return full + url.removeprefix(scheme)
+    return url
 
 
 def _journal(path: Path) -> BaseStorage:

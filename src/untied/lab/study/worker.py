@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from lightning_fabric import Fabric
+from optuna.exceptions import UpdateFinishedTrialError
 
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
@@ -81,9 +82,9 @@ class Worker:
         end = self.queue.beat(claim, every=self.config.silence / 6)
         try:
             results, pruned = self.train(claim)
-        except Stopped:
+        except (Stopped, UpdateFinishedTrialError) as why:
             end()
-            if not claim.lost.is_set():
+            if isinstance(why, Stopped) and not claim.lost.is_set():
                 self.queue.release(claim)
             else:
                 self.say(f"{claim.key}: was given to another worker, as this one was not heard of")
@@ -201,6 +202,7 @@ class Worker:
             "best_validation_accuracy": result.get("best_validation_accuracy"),
             "seconds": seconds,
             "training_seconds": None if run is None else run.elapsed,
+            "trained_images": 0 if run is None else run.images,  # here, after the last checkpoint
         }
 
     @contextmanager
