@@ -132,11 +132,104 @@ def report(arguments: list[str]) -> int:
         """The run folder that untied compare or untied train has written."""
 
     run = read_config(Where, arguments, "untied report").run
-    if "rule" in RunFolder.open(run).config():
+    config = RunFolder.open(run).config()
+    if "kind" in config:
+        from untied.lab.study.run import again
+    elif "rule" in config:
         from untied.lab.train import rewrite as again
     else:
         from untied.lab.compare import again
     return again(run)
+
+
+def search(arguments: list[str]) -> int:
+    """Search a rule's metaparameters (TPE), for accuracy on validation images; goes on where it was interrupted."""
+    from untied.lab.study.config import SearchConfig
+    from untied.lab.study.run import run
+
+    return run(read_config(SearchConfig, arguments, "untied search"))
+
+
+def transfer(arguments: list[str]) -> int:
+    """Train other architectures with fixed metaparameters (Fig. 3 of the paper)."""
+    from untied.lab.study.config import TransferConfig
+    from untied.lab.study.run import run
+
+    return run(read_config(TransferConfig, arguments, "untied transfer"))
+
+
+def noise(arguments: list[str]) -> int:
+    """Train with noise on every update: rules against backpropagation (Fig. 5 of the paper)."""
+    from untied.lab.study.config import NoiseConfig
+    from untied.lab.study.run import run
+
+    return run(read_config(NoiseConfig, arguments, "untied noise"))
+
+
+def study(arguments: list[str]) -> int:
+    """Many runs over a shared database: study run FILE, study worker, study show."""
+    from untied.lab.study import run as studies
+
+    @dataclass(frozen=True)
+    class Running:
+        """Start the study that a file describes, or go on with it."""
+
+        file: Annotated[Path, tyro.conf.Positional]
+        """YAML: kind (search, transfer or noise) and fields of that command; a study folder's config.yaml."""
+        workers: int | None = None
+        """Processes of this machine that train, if not as the file says; 0 trains in this one."""
+        storage: str | None = None
+        """The database, if not as the file says."""
+        out: Path | None = None
+        """The study's folder, if not as the file says."""
+
+    @dataclass(frozen=True)
+    class Joining:
+        """Take runs from a study's database and train them, until all have ended."""
+
+        study: str
+        """The study's name."""
+        storage: str | None = None
+        """The database's URL; by default the environment variable UNTIED_STORAGE."""
+        out: Path | None = None
+        """The study's folder here, for the run folders; workers that share it can go on with each other's runs."""
+        data_root: Path | None = None
+        """Where the data lies here, if not where the study says."""
+        threads: int | None = None
+        """For PyTorch; by default as many as it chooses."""
+        index: int | None = None
+        """Tells this worker's sampler from others'; by default at random."""
+        wait: bool = True
+        """Stay while others train the last runs, in case one of them is lost."""
+        quiet: bool = False
+        """Say only what goes wrong."""
+
+    @dataclass(frozen=True)
+    class Showing:
+        """Print how far a study is, who trains what, and the best so far."""
+
+        folder: Annotated[Path | None, tyro.conf.Positional] = None
+        """The study's folder; or name it by --storage and --study."""
+        storage: str | None = None
+        """The database's URL."""
+        study: str | None = None
+        """The study's name."""
+
+    word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if word == "run":
+        c = read_config(Running, rest, "untied study run")
+        given = {k: v for k in ("workers", "storage", "out") if (v := getattr(c, k)) is not None}
+        return studies.run(dataclasses.replace(studies.read_study(c.file), **given))
+    if word == "worker":
+        j = read_config(Joining, rest, "untied study worker")
+        return studies.join(j.storage, j.study, j.out, j.data_root, j.threads, j.index, j.wait, j.quiet)
+    if word == "show":
+        s = read_config(Showing, rest, "untied study show")
+        return studies.show(s.folder, s.storage, s.study)
+    if word in ("-h", "--help", "help"):
+        print("usage: untied study run FILE | worker --study NAME | show FOLDER     (each with --help)")
+        return 0
+    raise UntiedError(f"untied study {word or '(nothing)'}: possible are run FILE, worker, show")
 
 
 def dynamics(arguments: list[str]) -> int:
@@ -176,7 +269,8 @@ def shards(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report, "dynamics": dynamics, "diagnose": diagnose, "shards": shards,
+    "report": report, "search": search, "transfer": transfer, "noise": noise, "study": study, "dynamics": dynamics,
+    "diagnose": diagnose, "shards": shards,
 }  # fmt: skip
 
 

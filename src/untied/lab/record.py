@@ -64,20 +64,28 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     @classmethod
-    def create(cls, path: str | Path, config: DataclassInstance, *, overwrite: bool = False) -> RunFolder:
+    def create(
+        cls,
+        path: str | Path,
+        config: DataclassInstance | Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        within: tuple[str, ...] = (),
+    ) -> RunFolder:
         """Start a run: make the folder, write config.yaml and environment.json.
 
         Args:
             path: the folder; it may exist if it is empty.
-            config: a dataclass instance, written as YAML.
+            config: a dataclass instance, or plain values; written as YAML.
             overwrite: replace the run that is in the folder: its own files are removed, and nothing else.
+            within: names that may be in the folder already.
         """
         run = cls(Path(path))
         with _one_line(run.path):
-            if run.path.exists() and any(run.path.iterdir()):
+            if run.path.exists() and any(p.name not in within for p in run.path.iterdir()):
                 run._clear(overwrite)
             run.path.mkdir(parents=True, exist_ok=True)
-        settings = plain(dataclasses.asdict(config))
+        settings = plain(config)
         run.write_json(ENVIRONMENT, environment())
         run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))  # last: it makes it a run
         return run

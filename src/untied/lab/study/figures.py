@@ -1,0 +1,162 @@
+"""The figures of studies, in the style of `untied.lab.plots`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from untied.lab.plots import STYLE, colours
+
+__all__ = ["history", "importance", "noise", "parameters", "transfer"]
+
+Rows = Sequence[Mapping[str, Any]]
+Points = Mapping[tuple[str, str, float | None], Rows]
+BLUE, ORANGE = "#0072B2", "#E69F00"
+
+
+def history(rows: Rows) -> Figure:
+    """Accuracy (%) of each setting, by when it was tried, and the best so far."""
+    known = sorted((row for row in rows if row["value"] is not None), key=lambda row: row["number"])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        axes = figure.subplots()
+        _dots(axes, known, list(range(1, len(known) + 1)))
+        best, so_far = 0.0, []
+        for row in known:
+            best = max(best, row["value"]) if row["state"] == "complete" else best
+            so_far.append(100 * best)
+        axes.step(range(1, len(known) + 1), so_far, where="post", color=ORANGE, linewidth=1.8, label="best so far")
+        axes.set(title="Search", xlabel="setting", ylabel="validation accuracy (%)", ylim=(0, 101))
+        axes.legend(loc="lower right")
+        return figure
+
+
+def parameters(rows: Rows) -> Figure:
+    """Accuracy (%) against each parameter: a panel a parameter."""
+    known = [row for row in rows if row["value"] is not None and row["params"]]
+    names = list(dict.fromkeys(name for row in known for name in row["params"]))
+    wide = min(4, max(1, len(names)))
+    high = max(1, -(-len(names) // wide))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * wide + 0.6, 2.3 * high + 0.3), layout="constrained")
+        grid = figure.subplots(high, wide, squeeze=False, sharey=True)
+        for axes in grid.flat[len(names) :]:
+            axes.set_axis_off()
+        for axes, name in zip(grid.flat, names, strict=False):
+            own = [row for row in known if name in row["params"]]
+            values = [row["params"][name] for row in own]
+            if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+                if min(values) > 0 and max(values) > 20 * min(values):
+                    axes.set_xscale("log")
+                _dots(axes, own, values)
+            else:
+                words = sorted({str(v) for v in values})
+                _dots(axes, own, [words.index(str(v)) for v in values])
+                axes.set_xticks(range(len(words)), words, rotation=30 if len(words) > 3 else 0)
+                axes.set_xlim(-0.6, len(words) - 0.4)
+            axes.set(title=name, ylim=(0, 101))
+        figure.supylabel("validation accuracy (%)", fontsize=10)
+        return figure
+
+
+def importance(shares: Mapping[str, float]) -> Figure:
+    """Shares of the variance of accuracy, by parameter."""
+    names = sorted(shares, key=lambda name: shares[name])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 0.9 + 0.3 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
+        axes.set(title="What accuracy depends on", xlabel="share of the variance", xlim=(0, 1))
+        axes.grid(axis="y", visible=False)
+        return figure
+
+
+def transfer(points: Points, models: Sequence[str]) -> Figure:
+    """Accuracy (%) by architecture: a line a rule, mean ± standard deviation over seeds."""
+    rules = list(dict.fromkeys(rule for rule, _, _ in points))
+    palette = colours(rules)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 * len(models) + 4.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for i, rule in enumerate(rules):
+            shift = 0.24 * (i / max(len(rules) - 1, 1) - 0.5)  # so that bars stand beside each other
+            x, mean, spread, hollow = [], [], [], []
+            for at, model in enumerate(models):
+                own = points.get((rule, model, None), [])
+                if values := _values(own):
+                    x.append(at + shift)
+                    mean.append(statistics.fmean(values))
+                    spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
+                    hollow.append(any(row["failure"] for row in own))
+            style = "--" if rule == "bp" else "-"
+            colour = palette[rule]
+            axes.errorbar(x, mean, spread, linestyle=style, color=colour, linewidth=1.6, capsize=2, label=_short(rule))
+            for place, value, empty in zip(x, mean, hollow, strict=True):
+                axes.plot(place, value, "o", color=colour, markerfacecolor="white" if empty else colour)
+        _chance(axes, [row for rows in points.values() for row in rows])
+        axes.set_xticks(range(len(models)), models)
+        axes.set(title="The same metaparameters in every architecture", ylabel="accuracy (%)", ylim=(0, 101))
+        figure.legend(loc="outside right center", title="rule")
+        return figure
+
+
+def noise(points: Points, models: Sequence[str]) -> Figure:
+    """Accuracy (%) against σ: a panel an architecture, a line a rule, bands from worst to best seed."""
+    rules = list(dict.fromkeys(rule for rule, _, _ in points))
+    palette = colours(rules)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(models) + 1.6, 3.8), layout="constrained")
+        grid = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+        sigmas = sorted({sigma for _, _, sigma in points if sigma is not None})
+        above = [sigma for sigma in sigmas if sigma > 0]
+        left = above[0] / 10 if above else 1.0  # where σ = 0 is drawn
+        for axes, model in zip(grid, models, strict=True):
+            for rule in rules:
+                own = {s: _values(points.get((rule, model, s), [])) for s in sigmas}
+                x = [s or left for s in sigmas if own[s]]
+                values = [own[s] for s in sigmas if own[s]]
+                if not x:
+                    continue
+                colour, worst, best = palette[rule], [min(v) for v in values], [max(v) for v in values]
+                axes.fill_between(x, worst, best, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(
+                    x, [statistics.fmean(v) for v in values], "--" if rule == "bp" else "-",
+                    color=colour, marker="o", markersize=4, linewidth=1.8, label=_short(rule),
+                )  # fmt: skip
+            axes.set_xscale("log")
+            if 0.0 in sigmas:
+                axes.set_xticks([left, *above], ["0", *(f"{s:g}" for s in above)])
+                axes.minorticks_off()
+            _chance(axes, [row for rows in points.values() for row in rows])
+            axes.set(title=model, xlabel="standard deviation of the noise", ylim=(0, 101))
+        grid[0].set_ylabel("accuracy (%)")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", title="rule")
+        return figure
+
+
+def _values(rows: Rows) -> list[float]:
+    return [100 * r["value"] for row in rows for r in row["results"]]
+
+
+def _chance(axes: Any, rows: Rows) -> None:
+    """A dotted line at the accuracy of guessing."""
+    chances = {r["chance"] for row in rows for r in row["results"]}
+    for chance in chances:
+        axes.axhline(100 * chance, color="#777777", linestyle=":", linewidth=1, zorder=0)
+
+
+def _dots(axes: Any, rows: Rows, x: Sequence[float]) -> None:
+    """Settings as dots, those that were stopped early as crosses."""
+    for state, mark in (("complete", "o"), ("pruned", "x")):
+        at = [i for i, row in enumerate(rows) if row["state"] == state]
+        axes.plot([x[i] for i in at], [100 * rows[i]["value"] for i in at], mark, color=BLUE, markersize=5, alpha=0.75,
+                  label={"complete": "ended", "pruned": "stopped early"}[state] if at else None)  # fmt: skip
+
+
+def _short(rule: str) -> str:
+    return rule if len(rule) <= 26 else rule[:25] + "…"

@@ -1,0 +1,287 @@
+"""Who trains what: runs are taken from the study's database, and none is lost or counted twice.
+
+Every planned run has a key. A trial of the Optuna study is an attempt at one: it is WAITING until a worker takes it,
+RUNNING while the worker's heartbeat changes, COMPLETE or PRUNED once the run has ended. An attempt whose worker stopped
+or went silent is FAIL, and the run is put back: whoever looks next adds a new attempt, which goes on from the last
+checkpoint. Two attempts at one run that are there at a time, because two workers added one, are settled by their
+numbers: the first counts, the other is surplus.
+
+Silence is measured by the observer's own clock, as the time in which a heartbeat did not change, so that machines need
+not agree on the time.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from untied.lab.study.storage import LOST, patiently
+
+__all__ = ["Claim", "Progress", "Queue", "here"]
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+OPEN = (TrialState.WAITING, TrialState.RUNNING)
+
+
+def here() -> dict[str, Any]:
+    """This process, as a trial names its worker: host, process namespace (containers share host names), number."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return {"host": socket.gethostname(), "space": space, "pid": os.getpid(), "began": _began(os.getpid())}
+
+
+def _began(pid: int) -> str:
+    """When a process started, in its system's own terms; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_gone(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker is known to have ended: it was a process of this system, and is not there any more."""
+    mine = here()
+    if not worker.get("began") or any(worker.get(k) != mine[k] for k in ("host", "space")):
+        return False
+    return bool(_began(int(worker["pid"])) != worker["began"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of the planned runs are where."""
+
+    planned: int
+    complete: int
+    pruned: int
+    refused: int
+    running: int
+
+    @property
+    def ended(self) -> int:
+        """Runs that need nothing more."""
+        return self.complete + self.pruned + self.refused
+
+    @property
+    def waiting(self) -> int:
+        """Runs that nobody has taken."""
+        return self.planned - self.ended - self.running
+
+
+@dataclass
+class Claim:
+    """A run that this worker has taken.
+
+    Attributes:
+        key: of the planned run. attempt: how many there were before.
+        lost: set when the run is no longer this worker's.
+        before: the last attempt's folder name, and whether its worker is known to be gone.
+    """
+
+    trial: optuna.Trial
+    key: str
+    attempt: int
+    before: tuple[str, bool] | None
+    lost: threading.Event = field(default_factory=threading.Event)
+
+
+class Queue:
+    """The runs of a study.
+
+    Args:
+        study: Optuna's. plan: the parameters that are fixed for each run, by key.
+        silence: seconds without a new heartbeat after which a worker is taken for dead.
+        retries: how often a run that its worker did not survive is tried again.
+        say: for a line about the database.
+    """
+
+    def __init__(
+        self, study: optuna.Study, plan: Mapping[str, Mapping[str, Any]], silence: float, retries: int,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.study = study
+        self.plan = plan
+        self.silence = silence
+        self.retries = retries
+        self.say = say
+        self._seen: dict[int, tuple[Any, float]] = {}  # by trial: its heartbeat, and since when it is the same
+        self._looked = time.monotonic()
+
+    # What there is
+
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        """The attempts at each planned run, in their order, without surplus ones."""
+        by_key: dict[str, list[FrozenTrial]] = {key: [] for key in self.plan}
+        for trial in patiently(lambda: self.study.get_trials(deepcopy=False), say=self.say):
+            key = trial.user_attrs.get("key")
+            if key in by_key and not trial.user_attrs.get("surplus"):
+                by_key[key].append(trial)
+        return by_key
+
+    def state(self, attempts: Iterable[FrozenTrial]) -> str:
+        """Of a planned run: complete, pruned, refused, running, waiting, or missing (no attempt is open)."""
+        attempts = list(attempts)
+        for state, word in (
+            (TrialState.COMPLETE, "complete"), (TrialState.PRUNED, "pruned"),
+            (TrialState.RUNNING, "running"), (TrialState.WAITING, "waiting"),
+        ):  # fmt: skip
+            if any(t.state == state for t in attempts):
+                return word
+        crashes = sum(not t.user_attrs.get("released") for t in attempts)
+        refused = any(t.user_attrs.get("refused") for t in attempts)
+        return "refused" if refused or crashes > self.retries else "missing"
+
+    def progress(self) -> Progress:
+        """How far the study is."""
+        states = [self.state(attempts) for attempts in self.trials().values()]
+        count = states.count
+        return Progress(len(states), count("complete"), count("pruned"), count("refused"), count("running"))
+
+    def ended(self) -> list[FrozenTrial]:
+        """The attempt that counts of every run that has ended, in the order of the plan."""
+        found = []
+        for attempts in self.trials().values():
+            done = [t for t in attempts if t.state in ENDED]
+            if not done and self.state(attempts) == "refused":
+                done = attempts[-1:]
+            found += done[:1]
+        return found
+
+    # Taking
+
+    def fill(self) -> None:
+        """Add an attempt at every planned run that has none open: at first, and after a worker was lost."""
+        for key, attempts in self.trials().items():
+            if self.state(attempts) == "missing":
+                last = attempts[-1] if attempts else None
+                fixed = dict(last.params) if last is not None and last.params else dict(self.plan[key])
+                about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
+                if last is not None and "folder" in last.user_attrs:
+                    about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
+                patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about), say=self.say)
+
+    def take(self) -> Claim | None:
+        """The next waiting run, or None if none is waiting now."""
+        while any(t.state == TrialState.WAITING for attempts in self.trials().values() for t in attempts):
+            trial = patiently(self.study.ask, say=self.say)
+            about = patiently(partial(getattr, trial, "user_attrs"), say=self.say)
+            key = about.get("key")
+            if key not in self.plan:  # another worker took the last one in this moment, or the plan was longer once
+                self._close(trial, surplus=True)
+                continue
+            patiently(partial(trial.set_user_attr, "worker", here()), say=self.say)
+            if self._is_surplus(trial, key):
+                self._close(trial, surplus=True)
+                continue
+            before = about.get("before")
+            return Claim(trial, key, about["attempt"], None if before is None else (before[0], before[1]))
+        return None
+
+    def _is_surplus(self, trial: optuna.Trial, key: str) -> bool:
+        """Whether another attempt at the run is open or has ended, and was there first."""
+        others = [t for t in self.trials()[key] if t.number != trial.number]
+        return any(t.state in ENDED or (t.state in OPEN and t.number < trial.number) for t in others)
+
+    # Giving back
+
+    def _close(self, trial: optuna.Trial, **about: Any) -> None:
+        for name, value in about.items():
+            self._mark(trial.number, name, value)
+        self._fail(trial.number)
+
+    def release(self, claim: Claim) -> None:
+        """Put a run back that this worker stopped, with its checkpoint written."""
+        self._close(claim.trial, released=True, gone=True)
+
+    def refuse(self, claim: Claim, why: str) -> None:
+        """Give a run up for good: its configuration cannot be trained."""
+        self._close(claim.trial, refused=why)
+
+    def tell(self, claim: Claim, value: float | None, pruned: bool, results: list[dict[str, Any]]) -> bool:
+        """Say that a run has ended. Returns whether it counts: it does not if it was given to another worker."""
+        self._mark(claim.trial.number, "results", results)
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        try:
+            patiently(lambda: self.study.tell(claim.trial, None if pruned else value, state=state), say=self.say)
+        except (ValueError, RuntimeError):  # it has ended: perhaps by our own words, before their answer was lost
+            mine = next(t for ts in self.trials().values() for t in ts if t.number == claim.trial.number)
+            return mine.state == state
+        return True
+
+    def _mark(self, number: int, name: str, value: Any) -> None:
+        """Note something with a trial, if it has not ended."""
+        storage = self.study._storage  # an Optuna trial that another process has begun has no public setter
+        with suppress(RuntimeError):
+            patiently(lambda: storage.set_trial_user_attr(self._id(number), name, value), say=self.say)
+
+    def _id(self, number: int) -> int:
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    def _fail(self, number: int) -> None:
+        with suppress(ValueError, RuntimeError):  # somebody was faster
+            patiently(lambda: self.study.tell(number, state=TrialState.FAIL), say=self.say)
+
+    # Watching
+
+    def beat(self, claim: Claim, every: float) -> Callable[[], None]:
+        """Report from a thread that this worker is alive, also after the database was away. Returns what ends it.
+
+        Sets ``claim.lost`` once the run has been given to another worker.
+        """
+        over = threading.Event()
+
+        def report() -> None:
+            count = 0
+            while not over.is_set():
+                count += 1
+                try:
+                    claim.trial.set_user_attr("alive", count)
+                except LOST:
+                    pass  # it may come back
+                except RuntimeError:  # Optuna's, of a trial that has ended
+                    if not over.is_set():
+                        claim.lost.set()
+                    return
+                over.wait(every)
+
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+
+        def end() -> None:
+            over.set()
+            thread.join(timeout=every + 60)
+
+        return end
+
+    def bury(self) -> int:
+        """Fail the attempts of workers that are gone or silent. Returns how many."""
+        now = time.monotonic()
+        if now - self._looked > self.silence / 2:  # this process has slept: it may have missed heartbeats
+            self._seen.clear()
+        self._looked = now
+        running = [t for attempts in self.trials().values() for t in attempts if t.state == TrialState.RUNNING]
+        buried = 0
+        for trial in running:
+            heartbeat = (trial.user_attrs.get("worker"), trial.user_attrs.get("alive"))
+            seen, since = self._seen.get(trial.number, (None, now))
+            if seen != heartbeat:
+                self._seen[trial.number] = (heartbeat, now)
+                since = now
+            gone = is_gone(trial.user_attrs.get("worker") or {})
+            if gone or now - since > self.silence:
+                self._mark(trial.number, "gone", gone)
+                self._fail(trial.number)
+                buried += 1
+        return buried

@@ -1,0 +1,198 @@
+"""The database of a study, and patience with it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from untied.errors import UntiedError
+
+__all__ = ["NoAnswer", "create", "load", "open_storage", "patiently", "without_password"]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # we say ourselves what happens
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+FORMAT = 1
+"""Of what we keep in a study's attributes; a study of another one is refused."""
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+WAITING: dict[str, dict[str, Any]] = {  # seconds, but for tcp_user_timeout: no call may hang on a dead connection
+    "sqlite": {"timeout": 60},
+    "postgresql+psycopg": {
+        "connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5,
+        "keepalives_count": 4,
+    },
+    "mysql+pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+}  # fmt: skip
+LOST = (StorageInternalError, SQLAlchemyError, OSError)
+"""What a database that cannot be reached raises."""
+
+T = TypeVar("T")
+
+
+class NoAnswer(UntiedError):
+    """The database did not answer for longer than a worker waits."""
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a database: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...
+
+    Raises:
+        UntiedError: it cannot be opened; the message does not show a password.
+    """
+    shown = without_password(url)
+    try:
+        if url.startswith("journal:"):
+            return _journal(Path(url.removeprefix("journal:")))
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was cut is replaced
+        address = with_driver(url)
+        options["connect_args"] = next((args for name, args in WAITING.items() if address.startswith(name)), {})
+        return RDBStorage(address, engine_kwargs=options)
+    except ModuleNotFoundError as error:
+        wanted = next((pip for name, pip in DRIVERS.items() if url.startswith(name)), error.name)
+        raise UntiedError(f"storage {shown} needs a driver: run  pip install '{wanted}'") from error
+    except ArgumentError as error:
+        raise UntiedError(
+            f"cannot read the storage {shown}: possible are sqlite:///FILE, journal:FILE, "
+            "postgresql://USER:PASSWORD@HOST/DATABASE, mysql://USER:PASSWORD@HOST/DATABASE"
+        ) from error
+    except ImportError as error:
+        raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}") from error
+    except LOST as error:
+        raise UntiedError(f"cannot open the storage {shown}: {reason(error)}") from error
+    except RuntimeError as error:  # another version's tables
+        raise UntiedError(f"the storage {shown} is of another version of Optuna: {reason(error)}") from error
+
+
+def with_driver(url: str) -> str:
+    """The URL with the driver that our extras install, where it names none."""
+    for scheme, full in (
+        ("postgres", "postgresql+psycopg"),
+        ("postgresql", "postgresql+psycopg"),
+        ("mysql", "mysql+pymysql"),
+    ):
+        if url.startswith(scheme + "://"):
+            return full + url.removeprefix(scheme)
+    return url
+
+
+def _journal(path: Path) -> BaseStorage:
+    from optuna.storages.journal import JournalFileBackend
+
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab"):  # say at once if it cannot be written
+        pass
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def without_password(url: str) -> str:
+    """A URL that can be shown."""
+    head, at, rest = url.rpartition("@")
+    scheme, slashes, user = head.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{rest}" if at and ":" in user else url
+
+
+def reason(error: BaseException) -> str:
+    """The innermost of what went wrong, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
+    return words.partition(" (Background on")[0][:300]
+
+
+def create(
+    storage: BaseStorage, name: str, definition: dict[str, Any], changeable: tuple[str, ...]
+) -> tuple[optuna.Study, bool]:
+    """Make a study, or open the one of this name. Returns it, and whether it is new.
+
+    Args:
+        definition: what the study is, as plain values that JSON can hold.
+        changeable: keys of it that may differ from the study that is there; they are replaced then.
+
+    Raises:
+        UntiedError: the one there is another study, or the database cannot be written.
+    """
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        study.set_user_attr("untied", {"format": FORMAT, "definition": definition})
+        return study, True
+    except DuplicatedStudyError:
+        pass
+    except LOST as error:
+        raise UntiedError(f"cannot write the study {name}: {reason(error)}") from error
+    study, there = load(storage, name)
+    for key in dict.fromkeys([*definition, *there]):
+        if key not in changeable and definition.get(key) != there.get(key):
+            where, its, mine = _difference(key, there.get(key), definition.get(key))
+            raise UntiedError(
+                f"the study {name} is there already, with another {where}: {its}; now given: {mine}. "
+                "Choose another --name, or give what it was made with"
+            )
+    if definition != there:
+        try:
+            study.set_user_attr("untied", {"format": FORMAT, "definition": definition})
+        except LOST as error:
+            raise UntiedError(f"cannot write the study {name}: {reason(error)}") from error
+    return study, False
+
+
+def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]:
+    """A study of ours by name, and its definition.
+
+    Raises:
+        UntiedError: there is none, or it is another program's, or of another version.
+    """
+    try:
+        study = optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        known = optuna.get_all_study_names(storage)
+        raise UntiedError(f"there is no study {name!r} in this storage: it has {', '.join(known) or 'none'}") from None
+    except LOST as error:
+        raise UntiedError(f"cannot read the study {name}: {reason(error)}") from error
+    ours = patiently(lambda: study.user_attrs, seconds=0).get("untied")
+    if not isinstance(ours, dict):
+        raise UntiedError(f"the study {name!r} was not made by untied: choose another --name")
+    if ours.get("format") != FORMAT:
+        raise UntiedError(
+            f"the study {name!r} has format {ours.get('format')}, this version of untied has {FORMAT}: "
+            "go on with the version that made it, or choose another --name"
+        )
+    return study, ours["definition"]
+
+
+def _difference(key: str, there: Any, here: Any) -> tuple[str, str, str]:
+    """The first place where two nested values differ, and what is there."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for inner in dict.fromkeys([*there, *here]):
+            if there.get(inner) != here.get(inner):
+                return _difference(f"{key}.{inner}", there.get(inner), here.get(inner))
+    return key, repr(there)[:80], repr(here)[:80]
+
+
+def patiently(call: Callable[[], T], seconds: float = 900.0, say: Callable[[str], None] = lambda line: None) -> T:
+    """What a call to the database gives, trying again while it cannot be reached.
+
+    Raises:
+        NoAnswer: it could not for so many seconds.
+    """
+    began, pause, said = time.monotonic(), 0.5, False
+    while True:
+        try:
+            return call()
+        except LOST as error:
+            if time.monotonic() - began + pause > seconds:
+                raise NoAnswer(f"the study's database does not answer: {reason(error)}") from error
+            if not said:
+                say(f"the study's database does not answer ({reason(error)}); trying again")
+                said = True
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)

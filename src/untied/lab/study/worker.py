@@ -1,0 +1,269 @@
+"""A worker: takes runs from a study, one after the other, and trains each in a folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from lightning_fabric import Fabric
+from optuna.exceptions import UpdateFinishedTrialError
+
+from untied.errors import UntiedError
+from untied.lab.config import TrainConfig
+from untied.lab.devices import fabric_of
+from untied.lab.loop import NotFinite, Run, Stopped, dataset
+from untied.lab.record import RunFolder, plain
+from untied.lab.study.config import StudyConfig
+from untied.lab.study.queue import Claim, Queue
+from untied.lab.study.storage import NoAnswer, patiently
+
+__all__ = ["Worker"]
+
+Say = Callable[[str], None]
+POLL = 1.0  # seconds between two looks for work, where others still train
+
+
+class Worker:
+    """Trains the runs of a study until all have ended.
+
+    Args:
+        study: Optuna's. config, definition: of the study.
+        runs: the folder of the run folders.
+        say: for a line.
+
+    Attributes:
+        stop: set it to stop after the current step, and put the run back.
+    """
+
+    def __init__(
+        self, study: optuna.Study, config: StudyConfig, definition: dict[str, Any], runs: Path, say: Say
+    ) -> None:
+        self.config = config
+        self.definition = definition
+        self.runs = runs
+        self.say = say
+        self.queue = Queue(study, config.plan(definition), config.silence, config.retries, say)
+        self.stop = False
+        self.refused = 0
+        self._run: Run | None = None
+
+    def work(self, wait: bool = True) -> int:
+        """Take runs and train them. Returns how many this worker has ended.
+
+        Args:
+            wait: while others train the last ones, stay, in case one of them is lost.
+
+        Raises:
+            UntiedError: three runs in a row were refused, or the database was away for too long.
+        """
+        ended = 0
+        while not self.stop:
+            self.queue.bury()
+            self.queue.fill()
+            claim = self.queue.take()
+            if claim is not None:
+                ended += self.one(claim)
+                continue
+            progress = self.queue.progress()
+            if progress.ended == progress.planned or not wait:
+                break
+            time.sleep(POLL)
+        return ended
+
+    def one(self, claim: Claim) -> bool:
+        """Train a run that was taken. Returns whether it has ended, and counts."""
+        end = self.queue.beat(claim, every=self.config.silence / 6)
+        try:
+            results, pruned = self.train(claim)
+        except (Stopped, UpdateFinishedTrialError) as why:
+            end()
+            if isinstance(why, Stopped) and not claim.lost.is_set():
+                self.queue.release(claim)
+            else:
+                self.say(f"{claim.key}: was given to another worker, as this one was not heard of")
+            return False
+        except NoAnswer:
+            raise
+        except UntiedError as error:
+            end()
+            self.queue.refuse(claim, str(error))
+            self.refused += 1
+            self.say(f"{claim.key}: {error}")
+            if self.refused >= 3:
+                raise UntiedError(f"three runs in a row could not be trained; the last: {error}") from error
+            return False
+        end()
+        self.refused = 0
+        values = [result["value"] for result in results]
+        counts = self.queue.tell(claim, sum(values) / len(values), pruned, results)
+        if counts:
+            said = results[-1]["failure"] or f"{100 * values[-1]:.1f} %"
+            self.say(f"{claim.key}: {'pruned at ' if pruned else ''}{said}")
+        return counts
+
+    def train(self, claim: Claim) -> tuple[list[dict[str, Any]], bool]:
+        """Every seed of a run: its results, and whether it was pruned.
+
+        Raises:
+            Stopped: this worker was stopped, or has lost the run.
+        """
+        configs = patiently(lambda: self.config.configs(self.definition, claim.trial), say=self.say)
+        results: list[dict[str, Any]] = []
+        many = len(configs) > 1
+        for index, config in enumerate(configs):
+            ending = f"-seed{config.seed}" if many else ""
+            path = self.place(claim, ending)
+            judge = _Judge(claim.trial, index, config.epochs + config.phases.delay, results, self.say)
+            result = self.single(config, path, claim, judge)
+            results.append(result | {"folder": path.name, "config": plain(config)})
+            if judge.pruned:
+                return results, True
+        return results, False
+
+    def place(self, claim: Claim, ending: str) -> Path:
+        """The folder of a run; a new attempt goes on from a copy if the last one's worker might still write."""
+        name = claim.key if claim.attempt == 0 else f"{claim.key}.{claim.attempt}"
+        if claim.before is not None:
+            last, gone = claim.before
+            old = self.runs / f"{last}{ending}"
+            if gone and old.is_dir():
+                name = last
+            elif old.is_dir() and not (self.runs / f"{name}{ending}").exists():
+                partial = self.runs / f".{name}{ending}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(old, partial, ignore=shutil.ignore_patterns("*.partial"))
+                partial.rename(self.runs / f"{name}{ending}")
+        patiently(lambda: claim.trial.set_user_attr("folder", name), say=self.say)
+        return self.runs / f"{name}{ending}"
+
+    def single(self, config: TrainConfig, path: Path, claim: Claim, judge: _Judge) -> dict[str, Any]:
+        """Train one configuration in a folder, or go on with what is there. Returns the result.
+
+        Raises:
+            Stopped: as ``train``.
+        """
+        began = time.perf_counter()
+        if not (path / "config.yaml").is_file():
+            if path.exists():  # a worker was killed before it had begun
+                shutil.rmtree(path)
+            RunFolder.create(path, config)
+        folder = RunFolder.open(path)
+        chance: float
+        if (path / "results.json").is_file():  # trained, but its worker was killed before it could say so
+            result = folder.read_json("results.json")
+            classes = dataset(config.data, config.seed, str(fabric_for(config).device)).classes
+            return self.valued(result, 1 / len(classes), 0.0)
+        fabric = fabric_for(config)
+        run = Run(config, fabric, path)
+        chance = 1 / len(run.data.classes)
+        run.resume()
+        folder.keep_lines(run.position.lines)
+        for metrics in folder.metrics():
+            judge.see(metrics)
+        run.tick = lambda: setattr(run, "stop", run.stop or self.stop or claim.lost.is_set())
+        self._run = run
+
+        def report(metrics: dict[str, Any]) -> None:
+            folder.append(metrics)
+            judge.see(metrics)
+            run.stop = run.stop or judge.pruned
+
+        try:
+            result = run.train(report)
+        except NotFinite as failure:
+            result = {"failure": f"rule {config.rule}: {failure}", "chance": chance, "step": run.position.step}
+        except Stopped:
+            if not judge.pruned or self.stop or claim.lost.is_set():
+                raise
+            result = {"accuracy": judge.value, "split": "validation", "pruned": True}
+            return self.valued(result, chance, time.perf_counter() - began, run)
+        finally:
+            self._run = None
+        if claim.lost.is_set():
+            raise Stopped
+        folder.write_json("results.json", result)
+        return self.valued(result, chance, time.perf_counter() - began, run)
+
+    def valued(self, result: dict[str, Any], chance: float, seconds: float, run: Run | None = None) -> dict[str, Any]:
+        """A result with what it counts: a run whose loss was not finite counts at chance."""
+        failure = result.get("failure")
+        known = {name: result.get(name) for name in ("accuracy", "split", "weight_angle", "gradient_angle", "step")}
+        return known | {
+            "value": chance if failure else result["accuracy"],
+            "failure": failure,
+            "chance": chance,
+            "best_validation_accuracy": result.get("best_validation_accuracy"),
+            "seconds": seconds,
+            "training_seconds": None if run is None else run.elapsed,
+            "trained_images": 0 if run is None else run.images,  # here, after the last checkpoint
+        }
+
+    @contextmanager
+    def stopping(self) -> Iterator[list[int]]:
+        """Ctrl-C and SIGTERM stop the worker after its step; a second Ctrl-C at once. Yields the exit code."""
+        codes: list[int] = []
+
+        def ask(number: int, frame: object) -> None:
+            if codes and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            codes.append(128 + number)
+            self.stop = True
+            if self._run is not None:
+                self._run.stop = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield codes
+            return
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield codes
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Judge:
+    """Tells Optuna the validation accuracy after every epoch, and asks it whether the run is hopeless.
+
+    With several seeds, an epoch of the second seed counts as the mean over both, at a later step.
+    """
+
+    def __init__(self, trial: optuna.Trial, index: int, epochs: int, before: list[dict[str, Any]], say: Say) -> None:
+        self.trial, self.say = trial, say
+        self.first = index * epochs
+        self.before = [result["value"] for result in before]
+        self.epochs = 0
+        self.value: float | None = None
+        self.pruned = False
+
+    def see(self, metrics: dict[str, Any]) -> None:
+        """An epoch has ended."""
+        self.epochs += 1
+        value = metrics.get("validation_accuracy")
+        if value is None:
+            return
+        self.value = value
+        seen = [*self.before, value]
+        step = self.first + self.epochs
+        patiently(lambda: self.trial.report(sum(seen) / len(seen), step), say=self.say)
+        self.pruned = patiently(self.trial.should_prune, say=self.say)
+
+
+_fabrics: dict[Any, Fabric] = {}
+
+
+def fabric_for(config: TrainConfig) -> Fabric:
+    """Fabric for a run, on this process's one device; runs of a worker mostly share it."""
+    if config.devices not in _fabrics:
+        fabric = fabric_of(config.devices, config.data.batch_size, config.accumulate)
+        fabric.launch()
+        _fabrics.clear()
+        _fabrics[config.devices] = fabric
+    return _fabrics[config.devices]
