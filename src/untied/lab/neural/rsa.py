@@ -1,0 +1,72 @@
+"""Representational similarity: do two pictures that differ for the network differ for the brain?
+
+A dissimilarity matrix D (n, n) has for each pair of pictures one minus the correlation, over features or neurons, of
+what they evoke (Kriegeskorte et al., 2008). Two matrices are compared by Spearman's correlation over pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+__all__ = ["bootstrap", "ceiling", "dissimilarity", "halves", "similarity"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def dissimilarity(X: NDArray[np.floating]) -> Floats:
+    """1 - Pearson's correlation over features, for each pair of rows of X (n, d), d > 1: (n, n).
+
+    A row without variance is as far from every other as independent ones are: 1.
+    """
+    rows = np.asarray(X, np.float64)
+    rows = rows - rows.mean(1, keepdims=True)
+    size = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.where(size > 0, size, 1.0)
+    D = 1 - rows @ rows.T
+    np.fill_diagonal(D, 0.0)
+    return np.asarray(D)
+
+
+def similarity(D: Floats, other: Floats, rows: Ints | None = None) -> float:
+    """Spearman's correlation of two dissimilarity matrices over the pairs of different pictures.
+
+    Args:
+        D, other: (n, n). rows: which pictures, perhaps some more than once; a picture and itself are no pair.
+    """
+    rows = np.arange(len(D)) if rows is None else rows
+    i, j = np.triu_indices(len(rows), 1)
+    i, j = rows[i], rows[j]
+    apart = i != j
+    a, b = (scipy.stats.rankdata(matrix[i[apart], j[apart]]) for matrix in (D, other))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else float("nan")
+
+
+def bootstrap(D: Floats, other: Floats, count: int, seed: int) -> Floats:
+    """``similarity`` for so many samples of the pictures with replacement, (count,): the same samples for every D."""
+    random = np.random.default_rng(seed)
+    return np.array([similarity(D, other, random.integers(len(D), size=len(D))) for _ in range(count)])
+
+
+def halves(n: int, count: int, seed: int) -> list[tuple[Ints, Ints]]:
+    """Random halves of n pictures: a layer is chosen on one and judged on the other."""
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(n) for _ in range(count)]
+    return [(order[: n // 2], order[n // 2 :]) for order in orders]
+
+
+def ceiling(subjects: Floats) -> tuple[float, float]:
+    """Lower and upper bound on what any model can reach, from matrices (s, n, n) of several subjects.
+
+    Each subject against the mean of the others, and against the mean of all (Nili et al., 2014); NaN for one subject.
+    """
+    if len(subjects) < 2:
+        return float("nan"), float("nan")
+    everyone = subjects.mean(0)
+    lower = [similarity(own, np.delete(subjects, s, 0).mean(0)) for s, own in enumerate(subjects)]
+    upper = [similarity(own, everyone) for own in subjects]
+    return float(np.mean(lower)), float(np.mean(upper))
