@@ -260,7 +260,9 @@ def of_assembly(assembly: Any, name: str) -> dict[str, Array]:
     values = np.asarray(assembly.values, np.float32)
     if "time_bin" in dims:
         if values.shape[dims.index("time_bin")] != 1:
-            raise UntiedError(f"{name} has {values.shape[dims.index('time_bin')]} time bins: average or choose one first")
+            raise UntiedError(
+                f"{name} has {values.shape[dims.index('time_bin')]} time bins: average or choose one first"
+            )
         values = values.squeeze(dims.index("time_bin"))
         dims = tuple(d for d in dims if d != "time_bin")
     if sorted(dims) != ["neuroid", "presentation"]:

@@ -101,7 +101,9 @@ class Recording:
                 key = parent[key]
             return key
 
-        keys = [("stimulus " + s, "content " + content_of(p)) for s, p in zip(self.stimulus, self.pictures, strict=True)]
+        keys = [
+            ("stimulus " + s, "content " + content_of(p)) for s, p in zip(self.stimulus, self.pictures, strict=True)
+        ]
         for a, b in keys:
             parent[root(a)] = root(b)
         return np.unique([root(a) for a, _ in keys], return_inverse=True)[1].astype(np.int64)
@@ -143,7 +145,9 @@ class Recording:
         repeats, shown = self.responses.shape[2], len(np.unique(self.groups))
         said = [f"{len(self):,} images" + (f" of {shown:,} pictures" if shown < len(self) else "")]
         if self.region.size:
-            each = [f"{int((self.region == r).sum())} neurons of {r or 'no named region'}" for r in regions(self.region)]
+            each = [
+                f"{int((self.region == r).sum())} neurons of {r or 'no named region'}" for r in regions(self.region)
+            ]
             said += [", ".join(each) + (f", up to {repeats} repeats" if repeats > 1 else "")]
         if len(self.rdm):
             said.append(f"dissimilarities of {', '.join(regions(self.rdm_region))}")
@@ -162,7 +166,9 @@ def content_of(picture: Picture) -> str:
     try:
         return hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).hexdigest()
     except OSError as error:
-        raise UntiedError(f"cannot read {picture}: {error.strerror}; image_paths are relative to the recording") from None
+        raise UntiedError(
+            f"cannot read {picture}: {error.strerror}; image_paths are relative to the recording"
+        ) from None
 
 
 def check(r: Recording) -> None:
@@ -179,7 +185,9 @@ def check(r: Recording) -> None:
         if (found := len(getattr(r, name))) != length:
             of = {"stimulus": "images", "rdm_region": "matrices", "rdm_subject": "matrices"}.get(name, "neurons")
             short = name.removeprefix("given_")
-            raise UntiedError(f"recording {r.name} has {length} {of} and {found} values of {short}: one for each is needed")
+            raise UntiedError(
+                f"recording {r.name} has {length} {of} and {found} values of {short}: one for each is needed"
+            )
     if not k and not len(r.rdm):
         raise UntiedError(f"recording {r.name} has neither responses nor rdm: one of the two is needed")
     if r.rdm.shape[1:] != (n, n) and len(r.rdm):
@@ -187,7 +195,9 @@ def check(r: Recording) -> None:
     if not np.isfinite(r.rdm).all():
         raise UntiedError(f"recording {r.name}: rdm has {int((~np.isfinite(r.rdm)).sum())} values that are not finite")
     if np.isinf(r.responses).any():
-        raise UntiedError(f"recording {r.name} has {int(np.isinf(r.responses).sum())} infinite responses: make them NaN")
+        raise UntiedError(
+            f"recording {r.name} has {int(np.isinf(r.responses).sum())} infinite responses: make them NaN"
+        )
     missing = ~np.isfinite(r.responses).any(2)
     if missing.any():
         i, j = np.argwhere(missing)[0]
@@ -291,7 +301,9 @@ def pictures_of(arrays: Mapping[str, NDArray[Any]], folder: Path, name: str) -> 
             raise UntiedError(f"recording {name}: image_data needs image_offsets, integers, one more than images")
         ends = offsets.astype(np.int64)
         if data.dtype != np.uint8 or ends[0] < 0 or (np.diff(ends) <= 0).any() or ends[-1] > data.size:
-            raise UntiedError(f"recording {name}: image_offsets must rise from 0 to the size of image_data, {data.size}")
+            raise UntiedError(
+                f"recording {name}: image_offsets must rise from 0 to the size of image_data, {data.size}"
+            )
         yield from (data[start:stop].tobytes() for start, stop in zip(ends[:-1], ends[1:], strict=True))
     elif "image_paths" in arrays:
         yield from (folder / str(path) for path in np.atleast_1d(arrays["image_paths"]))
