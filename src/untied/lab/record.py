@@ -48,7 +48,8 @@ CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metri
 OWN_FILES = (
     CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
     "card.md", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
-    "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
+    "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "figures/*.png", "figures/*.svg",
+    "*.partial", "*/*.partial",
 )  # fmt: skip
 
 

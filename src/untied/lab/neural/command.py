@@ -185,8 +185,8 @@ def opened(config: NeuralConfig) -> RunFolder:
             return folder
         key = other[0]
         raise UntiedError(
-            f"{config.out} holds a comparison with {key} {there.get(key)}, here it is {here[key]}: choose another folder, "
-            "or --overwrite"
+            f"{config.out} holds a comparison with {key} {there.get(key)}, here it is {here[key]}: choose another "
+            "folder, or --overwrite"
         )
     return RunFolder.create(config.out, config)  # says what is wrong
 
@@ -288,8 +288,8 @@ def finish(folder: RunFolder, console: Console) -> None:
     kept = [fits.read(folder.path / "fits" / f"{name}.safetensors") for name in result["fits"]]
     whole = [fit for fit in kept if fit is not None]
     if len(whole) < len(kept):
-        raise UntiedError(f"{len(kept) - len(whole)} of {len(kept)} fits in {folder.path} are gone or damaged: the command "
-                          "that made them makes them again")  # fmt: skip
+        raise UntiedError(f"{len(kept) - len(whole)} of {len(kept)} fits in {folder.path} are gone or damaged: "
+                          "the command that made them makes them again")  # fmt: skip
     rows = summary.rows(whole)
     main = tables.main_rows(rows)
     pooled, each = tables.shown(main), each_recording(rows)
@@ -327,11 +327,11 @@ def write_page(
     few = sorted({f.layer for f in whole if f.used < c["components"]}) if "pls" in c["maps"] else []
     seen = "\n\n".join(f"What the networks saw: {line}." for line in result["seen"])
     how = (
-        f"Maps are fitted on {100 * (1 - c['test']):.0f} % of the pictures and tested on the others, {c['splits']} times; "
-        "rows that show one picture stay together. The layer is chosen in each split by the median r over neurons on "
-        f"{c['inner']} inner folds of its training pictures; the table names the one chosen most often. A neuron's r is "
-        "its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, by bootstrap over "
-        "images). Differences are taken neuron by neuron. Neurons are not independent, and the error over neurons says "
+        f"Maps are fitted on {100 * (1 - c['test']):.0f} % of the pictures and tested on the others, {c['splits']} "
+        "times; rows that show one picture stay together. The layer is chosen in each split by the median r over "
+        f"neurons on {c['inner']} inner folds of its training pictures; the table names the one chosen most often. A neuron's r "
+        "is its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, by bootstrap "
+        "over images). Differences are taken neuron by neuron. Neurons are not independent, and the error over neurons says "
         "nothing about other seeds: see the spread over them.\n\n" + seen
     )
     if wide:

@@ -53,11 +53,11 @@ class ConvertConfig:
     neuron: str | None = None
     """The array of the neurons' names."""
     stimulus: str | None = None
-    """The array that has the same value for rows that show the same picture; identical pictures are found anyway."""
+    """The array that has the same value for rows that show one picture; identical pictures are found anyway."""
     reliability: str | None = None
     """The array of the neurons' reliability, if repeats are not given."""
     rdm: tuple[str, ...] = ()
-    """Arrays of dissimilarities (n, n), (subject, n, n) or (subject, session, n, n), which is averaged over sessions."""
+    """Arrays of dissimilarities (n, n), (subject, n, n) or (subject, session, n, n), averaged over sessions."""
     rdm_region: tuple[str, ...] = ()
     """A name for each of them, such as "monkey IT"."""
     drop: Literal["nothing", "neurons", "images"] = "nothing"
@@ -198,12 +198,11 @@ def dropped(fields: dict[str, Array], what: str) -> dict[str, Array]:
     if what == "nothing" or "responses" not in fields:
         return fields
     responses = fields["responses"]
-    known = np.isfinite(responses)
-    known = known.any(2) if responses.ndim == 3 else known
+    repeats = responses if responses.ndim == 3 else responses[:, :, None]
+    known = np.isfinite(repeats).any(2)
     if what == "images":
         return kept(fields, known.all(1), ("responses", "stimulus", "images", "image_paths"), len(known), True)
-    values = np.where(np.isfinite(responses), responses, 0.0)
-    values = values.sum(2) / np.isfinite(responses).sum(2).clip(min=1) if responses.ndim == 3 else values
+    values = np.where(np.isfinite(repeats), repeats, 0.0).sum(2) / np.isfinite(repeats).sum(2).clip(min=1)
     whole = known.all(0) & (np.ptp(values, axis=0) > 0)
     fields = {**fields, "responses": np.moveaxis(responses, 1, 0)}
     fields = kept(fields, whole, ("responses", "region", "subject", "neuron", "reliability"), known.shape[1], False)
@@ -248,8 +247,8 @@ def from_brain_score(config: ConvertConfig) -> dict[str, Array]:
 
 
 def of_assembly(assembly: Any, name: str) -> dict[str, Array]:
-    """The fields of a recording from an assembly: an xarray.DataArray with dimensions presentation, neuroid, and perhaps
-    one time_bin, and with a ``stimulus_set`` whose ``get_stimulus`` knows the files.
+    """The fields of a recording from an assembly: an xarray.DataArray with dimensions presentation, neuroid and,
+    perhaps, one time_bin, and with a ``stimulus_set`` whose ``get_stimulus`` knows the files.
 
     Presentations of one stimulus become repeats, padded with NaN.
 
@@ -283,7 +282,9 @@ def of_assembly(assembly: Any, name: str) -> dict[str, Array]:
         place[index == i] = np.arange(counts[i])
     responses = np.full((len(shown), values.shape[1], int(counts.max())), np.nan, np.float32)
     responses[index, :, place] = values
-    files = assembly.attrs["stimulus_set"] if "stimulus_set" in assembly.attrs else assembly.stimulus_set
+    files = assembly.attrs.get("stimulus_set")
+    if files is None:
+        raise UntiedError(f"{name} has no stimulus_set: where its images lie is not known")
     get = getattr(files, "get_stimulus", None) or files.get_image
     fields = packed([Path(get(stimulus)) for stimulus in shown.tolist()])
     fields |= {"responses": responses, "stimulus": shown, "name": np.array(name)}

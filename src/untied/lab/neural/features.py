@@ -8,6 +8,7 @@ the fits, stay what they were up to an error that the tests bound.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,9 +122,7 @@ def collected(
         for batch in pictures.batches(device):
             missing.update(out)
             calls.clear()
-            try:
+            with contextlib.suppress(_Enough):
                 model(batch)
-            except _Enough:
-                pass
             start += len(batch)
     return out

@@ -16,7 +16,7 @@ from untied.lab.plots import STYLE, colours
 
 __all__ = ["CAPTIONS", "bars", "curves", "neurons"]
 
-FLOORS = {"random": "#BBBBBB", "pixels": "#DDCC77"}
+FLOORS = {"random": "#AA7744", "pixels": "#DDCC77"}
 KINDS = {"pls": "PLS", "ridge": "ridge", RDM: "dissimilarities"}
 CAPTIONS = {
     "fits": (
@@ -26,12 +26,12 @@ CAPTIONS = {
         "bootstrap over images. A dot is a seed; the dotted line is the reference rule. Hatched: no training."
     ),
     "layers": (
-        "The same by layer, from the input to the output: mean over seeds, a band of one standard error. The dotted line "
-        "is what the pixels alone predict, as the networks see them."
+        "The same by layer, from the input to the output: mean over seeds, a band of one standard error. The dotted "
+        "line is what the pixels alone predict, as the networks see them."
     ),
     "neurons": (
-        "Each dot a neuron: r from a rule's networks against r from the reference's, mean over seeds, best layers. On the "
-        "diagonal both predict the neuron equally."
+        "Each dot a neuron: r from a rule's networks against r from the reference's, mean over seeds, best layers. On "
+        "the diagonal both predict the neuron equally."
     ),
 }
 
@@ -152,7 +152,7 @@ def neurons(rows: Sequence[Row]) -> Figure | None:
     values = np.concatenate(list(vectors.values()))
     low, high = float(np.nanmin(values)) - 0.03, float(np.nanmax(values)) + 0.03
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * across + 0.4, 2.7 * down + 0.3), layout="constrained")
+        figure = Figure(figsize=(2.6 * across + 0.4, 2.9 * down + 0.6), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flatten()
         for axes, rule in zip(panels, others, strict=False):
             axes.plot([low, high], [low, high], ":", color="black", linewidth=1)

@@ -106,15 +106,16 @@ def check(recording: Recording, settings: Settings) -> list[Split]:
         return []
     if shown < parts * settings.inner:
         raise UntiedError(
-            f"recording {recording.name} has {shown} pictures, too few for {parts} parts with {settings.inner} inner folds"
+            f"recording {recording.name} has {shown} pictures, too few for {parts} parts with {settings.inner} "
+            "inner folds"
         )
     found = splits(recording.groups, settings.splits, settings.test, settings.seed)
     for fit, _ in found:
         least = min(len(inside) for inside, _ in folds(recording.groups[fit], settings.inner, settings.seed))
         if "pls" in settings.maps and least <= settings.components:
             raise UntiedError(
-                f"recording {recording.name} has {shown} pictures, of which {least} are left to fit on in an inner fold: "
-                f"too few for {settings.components} components; use fewer --components, or more images"
+                f"recording {recording.name} has {shown} pictures, of which {least} are left to fit on in an "
+                f"inner fold: too few for {settings.components} components; use fewer --components, or more images"
             )
     return found
 

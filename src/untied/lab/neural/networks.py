@@ -81,13 +81,18 @@ def networks(
     sources = [source for run in runs for source in sources_of(run)]
     if root is not None:
         sources = [replace(s, config=replace(s.config, data=replace(s.config.data, root=root))) for s in sources]
-    several = [len({str(value(s.config)) for s in sources}) > 1 for value in (lambda c: c.model, lambda c: c.data.name)]
+    models, data = ({getattr(s.config, k) for s in sources} for k in ("model", "data"))
+    names = {d.name for d in data}
+
+    def named(first: str, c: TrainConfig) -> str:
+        """With model and data, where there are several."""
+        parts = [first, *([c.model] if len(models) > 1 and first != PIXELS else [])]
+        return ", ".join([*parts, *([c.data.name] if len(names) > 1 else [])])
+
     found: dict[tuple[str, int], Network] = {}
     paths: dict[tuple[str, int], Path] = {}
     for source in sources:
-        c = source.config
-        which_one = [c.model] * several[0] + [c.data.name] * several[1]
-        trained = trained_network(source, which, ", ".join([group(source), *which_one]))
+        trained = trained_network(source, which, named(group(source), source.config))
         key = (trained.rule, trained.seed)
         if key in found:
             raise UntiedError(
@@ -95,17 +100,12 @@ def networks(
                 f"labels, as in slow={source.path}"
             )
         found[key], paths[key] = trained, source.path
-    floors: dict[tuple[str, int, str], Network] = {}
-    for source in sources:
-        c = source.config
-        which_one = [c.model] * several[0] + [c.data.name] * several[1]
-        if random:
-            name = ", ".join([RANDOM, *which_one])
-            floors.setdefault((name, c.seed, ""), random_network(c, name))
-    if pixels:
-        for source in sources:
-            name = ", ".join([PIXELS, *([source.config.data.name] if several[1] else [])])
-            floors.setdefault((name, 0, ""), pixel_network(source.config, name))
+    floors: dict[tuple[str, int], Network] = {}
+    for floor, wanted in ((RANDOM, random), (PIXELS, pixels)):
+        for c in (source.config for source in sources) if wanted else ():
+            name, seed = named(floor, c), 0 if floor == PIXELS else c.seed
+            if (name, seed) not in floors:
+                floors[name, seed] = (random_network if floor == RANDOM else pixel_network)(c, name)
     return [*found.values(), *floors.values()]
 
 

@@ -86,7 +86,10 @@ def as_trained(data: Dataset, config: DataConfig) -> Seeing:
         if channels == 1:
             image = image.convert("L")
         resized = transforms.functional.resize(image, size, antialias=True)
-        return transforms.functional.pil_to_tensor(transforms.functional.center_crop(resized, [height, width]))
+        pixels: Tensor = transforms.functional.pil_to_tensor(
+            transforms.functional.center_crop(resized, [height, width])
+        )
+        return pixels
 
     def normalise(pixels: Tensor) -> Tensor:
         return loader.normalise(low + pixels.float() * ((high - low) / 255))
@@ -95,8 +98,8 @@ def as_trained(data: Dataset, config: DataConfig) -> Seeing:
     return Seeing(
         transform,
         normalise,
-        f"resized (bilinear, antialiased) to {height}×{width}, the centre, {'grey' if channels == 1 else 'RGB'}{values}, "
-        f"mean and standard deviation of {data.name}",
+        f"resized (bilinear, antialiased) to {height}×{width}, the centre, {'grey' if channels == 1 else 'RGB'}"
+        f"{values}, mean and standard deviation of {data.name}",
         data.input_shape,
     )
 

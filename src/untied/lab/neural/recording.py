@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +138,7 @@ class Recording:
             with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
                 return opened.convert("RGB")
         except Exception as error:  # decoders raise whatever their code runs into in broken files
-            what = picture if isinstance(picture, Path) else f"image {i} of recording {self.name}"
+            what = str(picture) if isinstance(picture, Path) else f"image {i} of recording {self.name}"
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise UntiedError(f"cannot read {what} ({reason}): repair it, or convert without it") from error
 
@@ -202,8 +203,8 @@ def check(r: Recording) -> None:
     if missing.any():
         i, j = np.argwhere(missing)[0]
         raise UntiedError(
-            f"recording {r.name}: {int(missing.sum())} of {missing.size} responses are NaN in every repeat, the first of "
-            f"neuron {j} to image {i}: leave them out with untied neural convert --drop images or --drop neurons"
+            f"recording {r.name}: {int(missing.sum())} of {missing.size} responses are NaN in every repeat, the first "
+            f"of neuron {j} to image {i}: leave them out with untied neural convert --drop images or --drop neurons"
         )
     still = np.flatnonzero(np.ptp(r.mean, axis=0) == 0) if k else np.array([], int)
     if still.size:
@@ -304,7 +305,7 @@ def pictures_of(arrays: Mapping[str, NDArray[Any]], folder: Path, name: str) -> 
             raise UntiedError(
                 f"recording {name}: image_offsets must rise from 0 to the size of image_data, {data.size}"
             )
-        yield from (data[start:stop].tobytes() for start, stop in zip(ends[:-1], ends[1:], strict=True))
+        yield from (data[start:stop].tobytes() for start, stop in itertools.pairwise(ends))
     elif "image_paths" in arrays:
         yield from (folder / str(path) for path in np.atleast_1d(arrays["image_paths"]))
     else:

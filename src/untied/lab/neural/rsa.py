@@ -31,25 +31,30 @@ def dissimilarity(X: NDArray[np.floating]) -> Floats:
 
 
 def similarity(D: Floats, other: Floats, rows: Ints | None = None) -> float:
-    """Spearman's correlation of two dissimilarity matrices over the pairs of different pictures.
-
-    Args:
-        D, other: (n, n). rows: which pictures, perhaps some more than once; a picture and itself are no pair.
-    """
+    """Spearman's correlation of two dissimilarity matrices (n, n) over the pairs of some pictures, or of all."""
     rows = np.arange(len(D)) if rows is None else rows
-    i, j = np.triu_indices(len(rows), 1)
-    i, j = rows[i], rows[j]
-    apart = i != j
-    a, b = (scipy.stats.rankdata(matrix[i[apart], j[apart]]) for matrix in (D, other))
+    i, j = (rows[index] for index in np.triu_indices(len(rows), 1))
+    a, b = (scipy.stats.rankdata(matrix[i, j]) for matrix in (D, other))
     a, b = a - a.mean(), b - b.mean()
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size else float("nan")
 
 
 def bootstrap(D: Floats, other: Floats, count: int, seed: int) -> Floats:
-    """``similarity`` for so many samples of the pictures with replacement, (count,): the same samples for every D."""
-    random = np.random.default_rng(seed)
-    return np.array([similarity(D, other, random.integers(len(D), size=len(D))) for _ in range(count)])
+    """The similarity of two matrices for samples of the pictures with replacement, (count,): the same for every D.
+
+    Pairs keep the ranks that they have among all pairs, and count as often as both their pictures were drawn.
+    """
+    n = len(D)
+    i, j = np.triu_indices(n, 1)
+    a, b = (scipy.stats.rankdata(matrix[i, j]) for matrix in (D, other))
+    a, b = a - a.mean(), b - b.mean()
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=count)
+    weights = (times[:, i] * times[:, j]).astype(np.float64)  # (count, pairs)
+    weights /= weights.sum(1, keepdims=True)
+    mean_a, mean_b, ab, aa, bb = (weights @ np.stack([a, b, a * b, a * a, b * b], axis=1)).T
+    size = np.sqrt((aa - mean_a**2) * (bb - mean_b**2))
+    return np.asarray((ab - mean_a * mean_b) / np.where(size > 0, size, np.nan))
 
 
 def halves(n: int, count: int, seed: int) -> list[tuple[Ints, Ints]]:

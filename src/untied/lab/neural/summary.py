@@ -30,7 +30,7 @@ class Row:
 
     Attributes:
         region, map: what was predicted, and how ("pls", "ridge", or "rdm" for dissimilarities).
-        rule: or its label, "random", "pixels". recording: its name, or "all" of this region pooled.
+        rule: or its label, "random", "pixels". recording: its name, or "all" of a region.
         layer: its name, or "best": chosen on training images. order, width, used: of a layer, see ``Fit``; -1 of "best".
         r: median over neurons; for rdm Spearman's correlation. sem: of the mean over neurons; for rdm by bootstrap.
         corrected: median of r / √ρ over ``reliable`` neurons; ``neurons`` is the number of all.
@@ -189,13 +189,13 @@ def of_network(fits: Sequence[Fit], region: str, kind: str, layer: str) -> _Foun
 
 
 def responsive(layers: Sequence[Fit], region: str, kind: str) -> _Found:
-    """Of one recording: for each split the layer that is best on its training images; r of each neuron on the others."""
+    """Of one recording: for each split the layer that is best on its training images; each neuron's r on the others."""
     own = np.array(layers[0].region) == region
     inner = np.array([[median(s) for s in f.tensors[f"{kind}.inner"][:, own]] for f in layers])  # (layer, split)
     best = np.nan_to_num(inner, nan=-np.inf).argmax(0)
-    tests = np.array([layers[l].tensors[f"{kind}.test"][s, own] for s, l in enumerate(best)])
+    tests = np.array([layers[b].tensors[f"{kind}.test"][s, own] for s, b in enumerate(best)])
     vector = mean(tests)
-    return _Found(vector, median(vector), tuple(layers[l].layer for l in best))
+    return _Found(vector, median(vector), tuple(layers[b].layer for b in best))
 
 
 def dissimilar(layers: Sequence[Fit], region: str, kind: str) -> _Found:
@@ -210,7 +210,7 @@ def dissimilar(layers: Sequence[Fit], region: str, kind: str) -> _Found:
     halves = np.nan_to_num(np.array([f.tensors["rdm.halves"][:, :, g] for f in layers]))  # (layer, halving, half)
     best = halves.argmax(0)  # (halving, half)
     picked = np.array([[halves[best[h, k], h, 1 - k] for k in (0, 1)] for h in range(len(best))])
-    names = tuple(layers[l].layer for l in best.flatten())
+    names = tuple(layers[b].layer for b in best.flatten())
     most = Counter(best.flatten().tolist()).most_common(1)[0][0]
     return _Found(layers[most].tensors["rdm.bootstrap"][:, g], float(picked.mean()), names)
 
