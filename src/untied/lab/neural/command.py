@@ -329,10 +329,10 @@ def write_page(
     how = (
         f"Maps are fitted on {100 * (1 - c['test']):.0f} % of the pictures and tested on the others, {c['splits']} "
         "times; rows that show one picture stay together. The layer is chosen in each split by the median r over "
-        f"neurons on {c['inner']} inner folds of its training pictures; the table names the one chosen most often. A neuron's r "
-        "is its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, by bootstrap "
-        "over images). Differences are taken neuron by neuron. Neurons are not independent, and the error over neurons says "
-        "nothing about other seeds: see the spread over them.\n\n" + seen
+        f"neurons on {c['inner']} inner folds of its training pictures; the table names the one chosen most often. "
+        "A neuron's r is its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, "
+        "by bootstrap over images). Differences are taken neuron by neuron. Neurons are not independent, and the error "
+        "over neurons says nothing about other seeds: see the spread over them.\n\n" + seen
     )
     if wide:
         how += f"\n\nProjected onto {c['width']:,} random orthogonal directions: " + ", ".join(

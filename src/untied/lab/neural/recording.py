@@ -209,8 +209,8 @@ def check(r: Recording) -> None:
     still = np.flatnonzero(np.ptp(r.mean, axis=0) == 0) if k else np.array([], int)
     if still.size:
         raise UntiedError(
-            f"recording {r.name}: {still.size} of {k} neurons answer every image alike, the first is neuron {still[0]}: "
-            "leave them out with untied neural convert --drop neurons"
+            f"recording {r.name}: {still.size} of {k} neurons answer every image alike, the first is "
+            f"neuron {still[0]}: leave them out with untied neural convert --drop neurons"
         )
 
 

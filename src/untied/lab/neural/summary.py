@@ -31,7 +31,7 @@ class Row:
     Attributes:
         region, map: what was predicted, and how ("pls", "ridge", or "rdm" for dissimilarities).
         rule: or its label, "random", "pixels". recording: its name, or "all" of a region.
-        layer: its name, or "best": chosen on training images. order, width, used: of a layer, see ``Fit``; -1 of "best".
+        layer: its name, or "best": chosen on training images. order, width, used: see ``Fit``; -1 of "best".
         r: median over neurons; for rdm Spearman's correlation. sem: of the mean over neurons; for rdm by bootstrap.
         corrected: median of r / √ρ over ``reliable`` neurons; ``neurons`` is the number of all.
         difference, difference_sem: to the reference rule, neuron by neuron: median, and standard error of the mean.

@@ -84,10 +84,13 @@ def rich_table(lines: Sequence[dict[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     heads = [head for head in (lines[0] if lines else []) if head not in left_out]
     for head in heads:
-        wide = {"min_width": min(16, max(len(line[head]) for line in lines))} if head == "rule" else {"no_wrap": True}
-        table.add_column(head.replace("-", "-\n"), justify="left" if head in WORDS else "right", **wide)
+        longest = max(len(line[head]) for line in lines)
+        table.add_column(
+            head.replace(" ", "\n").replace("-", "-\n"), justify="left" if head in WORDS else "right",
+            no_wrap=head != "rule", min_width=min(longest, 14) if head == "rule" else None,
+        )  # fmt: skip
     for line in lines:
-        table.add_row(*(Text(line[head]) for head in heads))
+        table.add_row(*(Text(line[head].partition(" (")[0]) for head in heads))
     return table
 
 
