@@ -2,9 +2,9 @@
 
     python benchmarks/neural_fits.py fit RUN ... --recordings FILE ... [--runs FOLDER] [-- OPTION ...]
     python benchmarks/neural_fits.py page [--runs FOLDER]
-    python benchmarks/neural_fits.py time
+    python benchmarks/neural_fits.py time [--maps pls ridge]
 
-``fit`` runs `untied neural RUN ... --random --pixels --maps pls ridge` into a folder (default: runs/neural-v4), where an
+``fit`` runs `untied neural RUN ... --random --pixels --maps pls ridge` into a folder (runs/neural-v4), where an
 interrupted call goes on, and then makes the page; what follows -- goes to the command. ``page`` makes the page alone:
 README.md between its marks, table.csv, figures, environment. ``time`` measures a ResNet-18 of full width, all layers,
 1,000 images, 200 neurons, 5 splits, and appends to timing.csv.
@@ -82,7 +82,7 @@ def best_rows(text: str) -> str:
     return out.getvalue()
 
 
-def timing(images: int = 1000, neurons: int = 200) -> None:
+def timing(maps: list[str], images: int = 1000, neurons: int = 200) -> None:
     """Seconds of features and of fits, all layers of a ResNet-18 of width 64 on 32×32 pictures of noise."""
     random = np.random.default_rng(0)
     pixels = torch.from_numpy(random.integers(256, size=(images, 3, 32, 32), dtype=np.uint8))
@@ -95,10 +95,11 @@ def timing(images: int = 1000, neurons: int = 200) -> None:
     layers = chosen(model, trace(model, torch.zeros(1, 3, 32, 32)), ["all"])
     pictures = Prepared(pixels, lambda x: x.float() / 128 - 1)
     spent = {"features": 0.0, "pls": 0.0, "ridge": 0.0}
+    cpu = time.process_time()
     began = time.perf_counter()
     for layer, X in features(model, pictures, layers, width=16384, memory=1_000_000_000):
         spent["features"] += time.perf_counter() - began
-        for name in ("pls", "ridge"):
+        for name in maps:
             began = time.perf_counter()
             fit_responses(X.numpy(), recording, Settings((name,)))
             spent[name] += time.perf_counter() - began
@@ -108,7 +109,7 @@ def timing(images: int = 1000, neurons: int = 200) -> None:
         began = time.perf_counter()
     made = environment()
     row = {"layers": len(layers), "images": images, "neurons": neurons, "splits": 5, "inner folds": 3,
-           **{f"{k} (s)": f"{v:.1f}" for k, v in spent.items()}, "threads": torch.get_num_threads(),
+           **{f"{k} (s)": f"{v:.1f}" for k, v in spent.items()}, "processor time (s)": f"{time.process_time() - cpu:.1f}", "threads": torch.get_num_threads(),
            "cpu": made["machine"]["cpu"], "commit": (made["git"] or {}).get("commit", "unknown")[:9],
            "date": made["date"]}  # fmt: skip
     OUT.mkdir(parents=True, exist_ok=True)
@@ -129,10 +130,10 @@ if __name__ == "__main__":
     fitting.add_argument("--recordings", nargs="+", type=Path, required=True)
     for command in (fitting, commands.add_parser("page")):
         command.add_argument("--runs", type=Path, default=Path("runs/neural-v4"))
-    commands.add_parser("time")
+    commands.add_parser("time").add_argument("--maps", nargs="+", choices=["pls", "ridge"], default=["pls"])
     given = parser.parse_args(words)
     if given.command == "time":
-        timing()
+        timing(given.maps)
     else:
         if given.command == "fit":
             fit(given.folders, given.recordings, given.runs, options)

@@ -94,7 +94,7 @@ class Recording:
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """Which picture each row shows, (n,): the same for the same stimulus, and for identical files or values."""
+        """Which picture each row shows, (n,), in the order of appearance: one for the same stimulus, file or values."""
         parent: dict[str, str] = {}
 
         def root(key: str) -> str:
@@ -107,7 +107,8 @@ class Recording:
         ]
         for a, b in keys:
             parent[root(a)] = root(b)
-        return np.unique([root(a) for a, _ in keys], return_inverse=True)[1].astype(np.int64)
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(root(a), len(numbers)) for a, _ in keys], np.int64)
 
     @cached_property
     def reliability(self) -> tuple[Floats, str]:
