@@ -129,14 +129,16 @@ def report(arguments: list[str]) -> int:
         """Write the tables, figures and page of a run folder again, without training."""
 
         run: Annotated[Path, tyro.conf.Positional]
-        """The run folder that untied compare or untied train has written."""
+        """The folder that untied compare, untied train or untied neural has written."""
 
     run = read_config(Where, arguments, "untied report").run
-    config = RunFolder.open(run).config()
-    if "kind" in config:
+    settings = RunFolder.open(run).config()
+    if "kind" in settings:
         from untied.lab.study.run import again
-    elif "rule" in config:
+    elif "rule" in settings:
         from untied.lab.train import rewrite as again
+    elif "recording" in settings:
+        from untied.lab.neural.command import again
     else:
         from untied.lab.compare import again
     return again(run)
@@ -246,6 +248,17 @@ def diagnose(arguments: list[str]) -> int:
     return diagnose(read_config(DiagnoseConfig, arguments, "untied diagnose"))
 
 
+def neural(arguments: list[str]) -> int:
+    """Say how well trained networks predict neurons' responses (Fig. 6 of the paper); neural convert: their file."""
+    if arguments[:1] == ["convert"]:
+        from untied.lab.neural.convert import ConvertConfig, convert
+
+        return convert(read_config(ConvertConfig, arguments[1:], "untied neural convert"))
+    from untied.lab.neural.command import NeuralConfig, neural
+
+    return neural(read_config(NeuralConfig, arguments, "untied neural RUN [RUN ...] --recording FILE [FILE ...]"))
+
+
 def shards(arguments: list[str]) -> int:
     """Pack an image folder into tar files, for --data shards."""
     from untied.lab.data.shards import write_shards
@@ -270,7 +283,7 @@ def shards(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
     "report": report, "search": search, "transfer": transfer, "noise": noise, "study": study, "dynamics": dynamics,
-    "diagnose": diagnose, "shards": shards,
+    "diagnose": diagnose, "neural": neural, "shards": shards,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl         one JSON object a line, appended as the run goes
     results.json          the table's rows; table.md and table.csv are the same for people and spreadsheets
     weights/<name>.safetensors
+    fits/<name>.safetensors, neurons.csv    of untied neural
     checkpoints/last.safetensors, best.safetensors, tensorboard/, timing.jsonl, card.md     of untied train
     figures/<name>.png, <name>.svg
     index.html            all of it on one page
@@ -47,7 +48,8 @@ CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metri
 OWN_FILES = (
     CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
     "card.md", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
-    "weights/*.safetensors", "figures/*.png", "figures/*.svg", "*.partial", "*/*.partial",
+    "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "figures/*.png", "figures/*.svg",
+    "*.partial", "*/*.partial",
 )  # fmt: skip
 
 
@@ -85,9 +87,7 @@ class RunFolder:
             if run.path.exists() and any(p.name not in within for p in run.path.iterdir()):
                 run._clear(overwrite)
             run.path.mkdir(parents=True, exist_ok=True)
-        settings = plain(config)
-        run.write_json(ENVIRONMENT, environment())
-        run.write_text(CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))  # last: it makes it a run
+        run.write_config(config)
         return run
 
     @classmethod
@@ -101,6 +101,14 @@ class RunFolder:
         return run
 
     # writing
+
+    def write_config(self, config: DataclassInstance) -> None:
+        """Write environment.json and config.yaml, a dataclass instance as YAML."""
+        settings = plain(dataclasses.asdict(config))
+        self.write_json(ENVIRONMENT, environment())
+        self.write_text(
+            CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        )  # last: it makes it a run
 
     def append(self, metrics: Mapping[str, Any], name: str = METRICS) -> None:
         """Add one line to metrics.jsonl (or another file); it is on its way to the disk when this returns."""

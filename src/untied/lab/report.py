@@ -57,6 +57,8 @@ FILES = {
     "timing.jsonl": "seconds and images a second of every epoch",
     "checkpoints": "the last state, to go on from, and the best one on validation (safetensors)",
     "tensorboard": "the metrics for TensorBoard",
+    "neurons.csv": "every neuron's correlation, for each network and layer",
+    "fits": "the fit of each layer (safetensors): r of each neuron in each split",
     "weights": "the trained weights (safetensors): weight and backward_weight of each layer",
     "figures": "the figures as PNG and SVG",
     CONFIG: "the configuration, every field of it",
@@ -94,7 +96,7 @@ def write_html(
 
     Args:
         run: the run folder, finished or not.
-        rows: of the table; by default those of results.json.
+        rows: of the table of rules; by default those of results.json. Empty: only the sections' own tables.
         title: the page's heading.
         summary: what was run, in plain words; a blank line starts a new paragraph.
         sections: what the experiment adds, after the table and the figures.

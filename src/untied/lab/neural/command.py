@@ -1,0 +1,383 @@
+"""`untied neural`: every layer of every run against every recording; to be interrupted and started again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from untied.errors import UntiedError
+from untied.lab import report
+from untied.lab.compare import interruptible
+from untied.lab.neural import figures, fits, recording, summary, tables
+from untied.lab.neural.features import features
+from untied.lab.neural.fits import Fit, Settings
+from untied.lab.neural.layers import Layer, chosen, trace
+from untied.lab.neural.networks import PIXELS, Network, networks
+from untied.lab.neural.preprocess import Prepared, Seeing, prepare
+from untied.lab.neural.recording import Recording
+from untied.lab.plots import save
+from untied.lab.record import RunFolder, file_name, plain
+
+__all__ = ["NeuralConfig", "again", "neural"]
+
+FREE = ("runs", "recording", "out", "overwrite", "memory", "device", "root")
+"""What may change when a comparison goes on: fits that depend on it say so themselves."""
+
+
+@dataclass(frozen=True)
+class NeuralConfig:
+    """How well trained networks predict what neurons answer to pictures (Fig. 6 of the paper).
+
+    untied neural convert makes a recording from arrays. The same command with the same --out goes on where it stopped.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders of untied train or untied compare; runs of one rule are its seeds. LABEL=FOLDER puts a run under a
+    label."""
+    recording: tuple[Path, ...] = ()
+    """Files of recordings, see docs/neural.md; neurons of one region are pooled."""
+    layers: tuple[str, ...] = ("default",)
+    """Names of layers, NAME:input for what goes into one; all; or default: blocks, layers outside of them, and what the
+    classifier sees."""
+    maps: tuple[Literal["pls", "ridge"], ...] = ("pls",)
+    """From features to neurons: partial least squares, ridge regression, or both."""
+    components: int = 25
+    """Of partial least squares."""
+    splits: int = 5
+    """Train/test splits over pictures."""
+    test: float = 0.2
+    """Fraction of the pictures that are tested on in a split."""
+    inner: int = 3
+    """Folds of a split's training pictures, on which layers and penalties are chosen."""
+    bootstrap: int = 500
+    """Samples of the images for the standard error of dissimilarities."""
+    seed: int = 0
+    """Of splits and samples."""
+    random: bool = False
+    """Add each run's network as it was before training, the floor."""
+    pixels: bool = False
+    """Add the pictures themselves, as the networks see them."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Of runs of untied train."""
+    root: Path | None = None
+    """Where the training data lies now, if not where it lay: sizes and normalisation come from there."""
+    width: int = 16384
+    """Layers wider than this are projected onto so many random orthogonal directions."""
+    memory: int = 1024
+    """Megabytes that the features of several layers may take."""
+    device: str = "cpu"
+    """Where networks compute; maps are fitted on the CPU."""
+    out: Path | None = None
+    """Where to write; runs/neural-TIME if left out."""
+    overwrite: bool = False
+    """Replace what an earlier call has written there."""
+
+    def __post_init__(self) -> None:
+        least = {"components": 1, "splits": 1, "inner": 2, "bootstrap": 2, "seed": 0, "width": 64, "memory": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {value}")
+        if self.width % 2:
+            raise UntiedError(f"width is {self.width}: it must be even")
+        if not 0 < self.test <= 0.5:
+            raise UntiedError(f"test is {self.test}: it is a fraction of the pictures, above 0 and at most 0.5")
+        if not self.maps or not self.layers:
+            raise UntiedError("maps and layers need a name each at least: leave them out for the defaults")
+
+    @property
+    def settings(self) -> Settings:
+        """What fits depend on."""
+        return Settings(
+            tuple(m for m in ("pls", "ridge") if m in self.maps), self.components, self.splits, self.test, self.inner,
+            self.seed, self.bootstrap, self.width,
+        )  # fmt: skip
+
+
+def neural(config: NeuralConfig, console: Console | None = None) -> int:
+    """Fit, and write the folder. Returns the exit code: 0, or 130 if interrupted; finished fits are kept then.
+
+    Raises:
+        UntiedError: runs, recordings, layers or the folder are not what they should be.
+    """
+    console = console or Console()
+    if not config.runs:
+        raise UntiedError("no runs are given: name folders of untied train or untied compare, and --recording FILE")
+    if not config.recording:
+        raise UntiedError(
+            "no recording is given: --recording FILE; untied neural convert makes one, see docs/neural.md"
+        )
+    out = config.out or Path("runs") / time.strftime("neural-%Y%m%d-%H%M%S")
+    config = replace(config, out=out)
+    recordings = read_all(config.recording)
+    found = networks(config.runs, config.checkpoint, config.root, config.random, config.pixels)
+    for r in recordings:
+        fits.check(r, config.settings)
+        say(console, str(r))
+    for network in {n.model: n for n in reversed(found)}.values():
+        layers_of(network, network.load(), network.seeing(), config)  # unknown names are found now, not in an hour
+    folder = opened(config)
+    done: list[str] = []
+    with interruptible():
+        try:
+            for name in fit_all(config, folder, found, recordings, console):
+                done.append(name)
+        except KeyboardInterrupt:
+            say(console, f"interrupted: {len(done)} fits are kept; the same command with --out {out}  goes on")
+            return 130
+    for old in (folder.path / "fits").glob("*.safetensors"):
+        if old.stem not in done:
+            old.unlink()
+    seen = list(dict.fromkeys(f"{n.model}: {n.seeing().words}" for n in found if n.model != PIXELS))
+    about = [{"name": r.name, "words": str(r), "about": r.about, "noise": r.reliability[1]} for r in recordings]
+    folder.write_json("results.json", {"fits": done, "recordings": about, "seen": seen, "rows": []})
+    finish(folder, console)
+    return 0
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_all(paths: Sequence[Path]) -> list[Recording]:
+    """The recordings.
+
+    Raises:
+        UntiedError: one cannot be read, or two have the same name.
+    """
+    found: dict[str, Recording] = {}
+    for path in paths:
+        r = recording.read(path.expanduser())
+        if r.name in found:
+            raise UntiedError(
+                f"two recordings have the name {r.name}: give one another with untied neural convert --name"
+            )
+        found[r.name] = r
+    return list(found.values())
+
+
+def opened(config: NeuralConfig) -> RunFolder:
+    """The folder: a new one, or that of the same comparison, which then goes on.
+
+    Raises:
+        UntiedError: it holds something else.
+    """
+    assert config.out is not None
+    path = config.out / "config.yaml"
+    if config.overwrite or not path.is_file():
+        return RunFolder.create(config.out, config, overwrite=config.overwrite)
+    folder = RunFolder.open(config.out)
+    there = folder.config()
+    if "recording" in there:
+        here: dict[str, Any] = plain(config)
+        other = [key for key in here if key not in FREE and there.get(key) != here[key]]
+        if not other:
+            folder.write_config(config)
+            return folder
+        key = other[0]
+        raise UntiedError(
+            f"{config.out} holds a comparison with {key} {there.get(key)}, here it is {here[key]}: choose another "
+            "folder, or --overwrite"
+        )
+    return RunFolder.create(config.out, config)  # says what is wrong
+
+
+# Fits
+
+
+def fit_all(
+    config: NeuralConfig, folder: RunFolder, found: Sequence[Network], recordings: Sequence[Recording], console: Console
+) -> Iterator[str]:
+    """Fit what is not there yet; the names of all fits, one after another."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    total = len(found) * len(recordings)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("networks × recordings", total=total)
+        for r in recordings:
+            prepared: dict[str, Prepared] = {}
+            for network in found:
+                began, count = time.perf_counter(), 0
+                seeing = network.seeing()
+                if seeing.key not in prepared:
+                    prepared = {seeing.key: prepare(r, seeing)}
+                for name, fresh in fit_network(config, folder, network, seeing, r, prepared[seeing.key]):
+                    progress.update(bar, description=f"{r.name}, {network.name}"[:48])
+                    count += fresh
+                    yield name
+                progress.advance(bar)
+                if not console.is_terminal and count:
+                    say(console, f"{r.name}, {network.name}: {count} layers, {time.perf_counter() - began:.0f} s")
+
+
+def fit_network(
+    config: NeuralConfig, folder: RunFolder, network: Network, seeing: Seeing, r: Recording, pictures: Prepared
+) -> Iterator[tuple[str, bool]]:
+    """The names of a network's fits to a recording, and whether each is new."""
+    model = network.load()
+    layers = layers_of(network, model, seeing, config)
+    names, missing = {}, []
+    for order, layer in enumerate(layers):
+        key = fits.identity(network.digest, seeing.key, r, layer.name, config.settings)
+        names[layer.name] = (file_name(f"{r.name} {network.name} {layer.name}"), key, order)
+        kept = fits.read(folder.path / "fits" / f"{names[layer.name][0]}.safetensors")
+        if kept is None or (kept.identity, kept.rule, kept.recording) != (key, network.rule, r.name):
+            missing.append(layer)
+        else:
+            yield names[layer.name][0], False
+    for layer, tensors in fit_layers(model.to(config.device), missing, r, pictures, config, network.name):
+        name, key, order = names[layer.name]
+        fit = Fit(
+            rule=network.rule, seed=network.seed, model=network.model, accuracy=network.accuracy, recording=r.name,
+            layer=layer.name, order=order, width=layer.width, used=min(layer.width, config.width),
+            neurons=tuple(r.neuron.tolist()), region=tuple(r.region.tolist()), subject=tuple(r.subject.tolist()),
+            rdm_region=tuple(r.rdm_region.tolist()), source=r.reliability[1] if r.region.size else "", identity=key,
+            tensors=tensors,
+        )  # fmt: skip
+        fits.save(folder.path / "fits" / f"{name}.safetensors", fit)
+        yield name, True
+
+
+def layers_of(network: Network, model: nn.Module, seeing: Seeing, config: NeuralConfig) -> list[Layer]:
+    """The layers that are compared; of the pixels the one that they are."""
+    traced = trace(model, torch.zeros(1, *seeing.shape))
+    return chosen(model, traced, ["default"] if network.model == PIXELS else config.layers)
+
+
+def fit_layers(
+    model: nn.Module, layers: Sequence[Layer], r: Recording, pictures: Prepared, config: NeuralConfig, name: str
+) -> Iterator[tuple[Layer, dict[str, Any]]]:
+    """What is measured of some layers."""
+    memory = config.memory * 1_000_000
+    results: dict[str, dict[str, Any]] = {}
+    if len(r.rdm):
+        for layer, X in features(model, pictures, layers, width=config.width, memory=memory, centre=True):
+            results[layer.name] = fits.fit_rdm(finite(X, layer, name), r, config.settings)
+            if not r.region.size:
+                yield layer, results[layer.name]
+    if r.region.size:
+        for layer, X in features(model, pictures, layers, width=config.width, memory=memory):
+            found = fits.fit_responses(finite(X, layer, name), r, config.settings)
+            yield layer, found | results.get(layer.name, {})
+
+
+def finite(X: torch.Tensor, layer: Layer, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if not bool(X.isfinite().all()):
+        raise UntiedError(
+            f"{name}: layer {layer.name} is not finite, as after a run that has failed: leave this run out"
+        )
+    return X.numpy()
+
+
+# Results
+
+
+def finish(folder: RunFolder, console: Console) -> None:
+    """Write tables, figures and page from the fits; print the table."""
+    result = folder.read_json("results.json")
+    kept = [fits.read(folder.path / "fits" / f"{name}.safetensors") for name in result["fits"]]
+    whole = [fit for fit in kept if fit is not None]
+    if len(whole) < len(kept):
+        raise UntiedError(f"{len(kept) - len(whole)} of {len(kept)} fits in {folder.path} are gone or damaged: "
+                          "the command that made them makes them again")  # fmt: skip
+    rows = summary.rows(whole)
+    main = tables.main_rows(rows)
+    pooled, each = tables.shown(main), each_recording(rows)
+    best = [row for row in rows if row.layer == summary.BEST]
+    result["rows"] = [{k: v for k, v in vars(row).items() if k not in ("order", "width", "used")} for row in best]
+    folder.write_json("results.json", result)
+    folder.write_text("table.md", tables.markdown_table(pooled) + ("\n" + tables.markdown_table(each) if each else ""))
+    folder.write_text("table.csv", tables.csv_table(rows))
+    folder.write_text("neurons.csv", tables.neurons_table(whole))
+    place = folder.path / "figures"
+    save(figures.bars(rows), place, "fits")
+    save(figures.curves(rows), place, "layers")
+    scatter = figures.neurons(rows)
+    if scatter is not None:
+        save(scatter, place, "neurons")
+    page = write_page(folder, whole, pooled, each, scatter is not None)
+    console.print(tables.rich_table(pooled))
+    say(console, f"folder  {folder.path}")
+    say(console, f"page    {page}")
+
+
+def each_recording(rows: Sequence[summary.Row]) -> list[dict[str, str]]:
+    """The table of single recordings, if there are several of a region."""
+    main = {id(row) for row in tables.main_rows(rows)}
+    apart = [row for row in rows if row.layer == summary.BEST and id(row) not in main]
+    return tables.shown(apart, recording=True)
+
+
+def write_page(
+    folder: RunFolder, whole: Sequence[Fit], pooled: list[dict[str, str]], each: list[dict[str, str]], scatter: bool
+) -> Path:
+    """The page."""
+    result, c = folder.read_json("results.json"), folder.config()
+    wide = sorted({(f.model, f.layer, f.width, f.used) for f in whole if f.used < f.width})
+    few = sorted({f.layer for f in whole if f.used < c["components"]}) if "pls" in c["maps"] else []
+    seen = "\n\n".join(f"What the networks saw: {line}." for line in result["seen"])
+    how = (
+        f"Maps are fitted on {100 * (1 - c['test']):.0f} % of the pictures and tested on the others, {c['splits']} "
+        "times; rows that show one picture stay together. The layer is chosen in each split by the median r over "
+        f"neurons on {c['inner']} inner folds of its training pictures; the table names the one chosen most often. "
+        "A neuron's r is its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, "
+        "by bootstrap over images). Differences are taken neuron by neuron. Neurons are not independent, and the error "
+        "over neurons says nothing about other seeds: see the spread over them.\n\n" + seen
+    )
+    if wide:
+        how += f"\n\nProjected onto {c['width']:,} random orthogonal directions: " + ", ".join(
+            f"{layer} of {model} ({width:,} wide)" for model, layer, width, _ in wide
+        )
+    if few:
+        how += f"\n\nFewer than {c['components']} components, as there are no more features: {', '.join(few)}."
+    noise = [f"{r['name']} ({r['noise']})" for r in result["recordings"] if r["noise"]]
+    how += (
+        "\n\nNoise-corrected is r / √ρ, with the reliability ρ of a neuron's mean response: "
+        + ", ".join(noise)
+        + ". In "
+        "brackets the number of neurons whose ρ is known and at least 0.1, where that is not all of them."
+        if noise
+        else "\n\nNo reliability is known, so nothing is corrected for noise."
+    )
+    ceilings = {name: f.tensors["rdm.ceiling"][g] for f in whole if "rdm.ceiling" in f.tensors
+                for g, name in enumerate(dict.fromkeys(f.rdm_region))}  # fmt: skip
+    for name, (low, high) in ceilings.items():
+        if np.isfinite(low):
+            how += f"\n\nNoise ceiling of the dissimilarities of {name}, from its subjects: {low:.3f} to {high:.3f}."
+    about = [
+        {"recording": r["name"], "content": r["words"].partition(": ")[2], "source": r["about"] or "–"}
+        for r in result["recordings"]
+    ]
+    sections = [
+        report.Section("Fits", how, pooled, ["fits"]),
+        report.Section("Layers", "", (), ["layers"]),
+        *([report.Section("Neurons", "", (), ["neurons"])] if scatter else []),
+        *([report.Section("Each recording", "", each)] if each else []),
+        report.Section("Recordings", "", about),
+    ]
+    return report.write_html(folder, rows=(), title="Neural fits", sections=sections, captions=figures.CAPTIONS)
+
+
+def again(path: Path, console: Console | None = None) -> int:
+    """Write a folder's tables, figures and page again, without fitting. Returns the exit code, 0.
+
+    Raises:
+        UntiedError: the comparison has not ended, or a fit is gone.
+    """
+    folder = RunFolder.open(path)
+    if not (path / "results.json").is_file():
+        raise UntiedError(
+            f"the comparison in {path} has not ended: the command that began it goes on, with --out {path}"
+        )
+    finish(folder, console or Console())
+    return 0

@@ -1,0 +1,134 @@
+"""The tables of a comparison: for the terminal, for Markdown, for a page, for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from untied.lab.neural.fits import Fit
+from untied.lab.neural.scores import mean
+from untied.lab.neural.summary import BEST, RDM, Row, reference, short_names
+
+__all__ = ["csv_table", "main_rows", "markdown_table", "neurons_table", "rich_table", "shown"]
+
+WORDS = ("region", "map", "rule", "recording", "best layer")
+
+
+def main_rows(rows: Sequence[Row]) -> list[Row]:
+    """Best layers, over all recordings of a region."""
+    first = {(row.region, row.map): row.recording for row in reversed(rows)}
+    return [row for row in rows if row.layer == BEST and row.recording == first[row.region, row.map]]
+
+
+def shown(rows: Sequence[Row], recording: bool = False) -> list[dict[str, str]]:
+    """Rows as text by column; columns of which nothing is known are left out.
+
+    Args:
+        rows: of best layers. recording: whether to name the recording.
+    """
+    names = short_names(list(dict.fromkeys(row.rule for row in rows)))
+    base = names.get(reference(list(names)) or "", "")
+    table = []
+    for row in rows:
+        table.append(
+            {
+                "region": row.region or "–",
+                **({"recording": row.recording} if recording else {}),
+                "map": row.map,
+                "rule": names[row.rule],
+                "accuracy (%)": number(100 * row.accuracy, ".1f"),
+                "r": plus_minus(row.r, row.sem),
+                "noise-corrected": number(row.corrected, ".3f")
+                + (f" ({row.reliable})" if 0 < row.reliable < row.neurons else ""),
+                f"minus {base}": plus_minus(row.difference, row.difference_sem, "+.3f"),
+                "seeds": str(row.seeds),
+                "sd over seeds": number(row.spread, ".3f"),
+                "best layer": f"{row.chosen} ({100 * row.share:.0f} %)" if row.chosen else "–",
+                "neurons": str(row.neurons) if row.map != RDM else "–",
+            }
+        )
+    empty = [column for column in table[0] if all(line[column] == "–" for line in table)] if table else []
+    return [{k: v for k, v in line.items() if k not in empty} for line in table]
+
+
+def number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "–"
+
+
+def plus_minus(value: float, error: float, form: str = ".3f") -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:{form}}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
+
+
+def markdown_table(lines: Sequence[dict[str, str]]) -> str:
+    """In GitHub's Markdown."""
+    if not lines:
+        return ""
+    heads = list(lines[0])
+    rule = [":--" if head in WORDS else "--:" for head in heads]
+    body = [[cell.replace("|", r"\|") for cell in line.values()] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *body))
+
+
+def rich_table(lines: Sequence[dict[str, str]]) -> Table:
+    """For a terminal of 80 columns: without what the files have besides."""
+    left_out = ("seeds", "sd over seeds", "neurons", "accuracy (%)")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    heads = [head for head in (lines[0] if lines else []) if head not in left_out]
+    for head in heads:
+        longest = max(len(line[head]) for line in lines)
+        table.add_column(
+            head.replace(" ", "\n").replace("-", "-\n"), justify="left" if head in WORDS else "right",
+            no_wrap=head != "rule", min_width=min(longest, 14) if head == "rule" else None,
+        )  # fmt: skip
+    for line in lines:
+        table.add_row(*(Text(line[head].partition(" (")[0]) for head in heads))
+    return table
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Every row in full precision: pooled and single recordings, best and single layers."""
+    names = [f.name for f in fields(Row) if f.name not in ("vector", "each")]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*names, "each_seed"])
+    for row in rows:
+        values = [getattr(row, name) for name in names]
+        cells = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
+        cells = [
+            "" if name in ("order", "width", "used") and v == -1 else v for name, v in zip(names, cells, strict=True)
+        ]
+        table.writerow([*cells, " ".join(f"{v:.6g}" for v in row.each)])
+    return text.getvalue()
+
+
+def neurons_table(fits: Sequence[Fit]) -> str:
+    """Every neuron's r, mean over splits, for each network and layer; and its reliability."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["rule", "seed", "recording", "layer", "map", "region", "subject", "neuron", "r", "reliability"])
+    for fit in fits:
+        for name in (key.removesuffix(".test") for key in fit.tensors if key.endswith(".test")):
+            values = mean(fit.tensors[f"{name}.test"])
+            for j, r in enumerate(values):
+                about = [
+                    fit.rule,
+                    fit.seed,
+                    fit.recording,
+                    fit.layer,
+                    name,
+                    fit.region[j],
+                    fit.subject[j],
+                    fit.neurons[j],
+                ]
+                rho = fit.tensors["reliability"][j]
+                table.writerow([*about, number(r, ".5f").replace("–", ""), number(rho, ".5f").replace("–", "")])
+    return text.getvalue()
