@@ -93,11 +93,21 @@ def test_asking_twice_gives_the_same(rule: RuleCase) -> None:
     with untied.record(model, progress=0.5, step=0) as tape:
         model(small_batch()[0])
     first = tape.penalties()
-    R = [tape.penalty() for _ in range(2)]
-    assert R[0].item() == R[1].item() == pytest.approx(sum(first.values()))
+    R = tape.penalty()
+    assert tape.penalty() is R and tape.penalties() == first
+    assert R.item() == pytest.approx(sum(first.values()))
     parameters = [p for n, p in model.named_parameters() if "backward_weight" in n]
-    a, b = (torch.autograd.grad(r, parameters) for r in R)
+    a, b = (torch.autograd.grad(R, parameters, retain_graph=keep) for keep in (True, False))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_forward_pass_after_R_was_asked_for_is_an_error() -> None:
+    model = small_net("aa")
+    with untied.record(model) as tape:
+        model(small_batch()[0])
+        tape.penalty()
+        with pytest.raises(UntiedError, match="after the last one"):
+            model(small_batch()[0])
 
 
 @by_rule
