@@ -74,9 +74,9 @@ class Alignment(Rule):
         coefficients: of each primitive, by primitive or by name; a number, a schedule, or any function of
             training progress. decay also takes a statistic of the layer (`untied.statistics`), or "balanced", the
             statistic that balances amp: amp · power.
-        fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples
-            (the last one's neighbour is the first) from a place drawn anew each step, so that every example
-            counts equally and R is unbiased.
+        fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples at a place
+            drawn anew each step, so that every example counts equally and R is unbiased. Where it divides the batch,
+            one of its blocks, which copies nothing; else from any place, the first example following the last.
         every: R is evaluated at every k-th step only and multiplied by k there, so that its mean over steps
             is unbiased.
         positions: "sum" over the positions at which a kernel is applied (the reference code), or their

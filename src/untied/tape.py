@@ -162,12 +162,13 @@ class Tape:
         return Signals(x, W, B, geometry, rule.operations, bias, y), scale
 
     def window(self, x: Tensor, n: int, k: int) -> Tensor:
-        """K neighbouring examples of n, the first following the last. A view of x where the end is not
-        crossed."""
+        """K neighbouring examples of n. Where k divides n, one of the n / k blocks, a view of x; else from any place,
+        the first following the last."""
+        blocks = n % k == 0
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
-            rows = (torch.arange(k, device=x.device) + (self.place * n).long()) % n
-            return x.index_select(0, rows)
-        first = int(self.place * n)
+            start = (self.place * (n // k)).long() * k if blocks else (self.place * n).long()
+            return x.index_select(0, (torch.arange(k, device=x.device) + start) % n)
+        first = int(self.place * (n // k)) * k if blocks else int(self.place * n)
         return x[first : first + k] if first + k <= n else torch.cat([x[first:], x[: first + k - n]])
 
     def penalty(self) -> Tensor:

@@ -132,8 +132,11 @@ def report(arguments: list[str]) -> int:
         """The run folder that untied compare or untied train has written."""
 
     run = read_config(Where, arguments, "untied report").run
-    if "rule" in RunFolder.open(run).config():
+    config = RunFolder.open(run).config()
+    if "rule" in config:
         from untied.lab.train import rewrite as again
+    elif "rounds" in config:
+        from untied.lab.bench import again
     else:
         from untied.lab.compare import again
     return again(run)
@@ -151,6 +154,13 @@ def diagnose(arguments: list[str]) -> int:
     from untied.lab.diagnose import DiagnoseConfig, diagnose
 
     return diagnose(read_config(DiagnoseConfig, arguments, "untied diagnose"))
+
+
+def bench(arguments: list[str]) -> int:
+    """Time a training step of each rule against plain PyTorch's: measured beside counted, memory, figure."""
+    from untied.lab.bench import BenchConfig, bench
+
+    return bench(read_config(BenchConfig, arguments, "untied bench"))
 
 
 def shards(arguments: list[str]) -> int:
@@ -176,7 +186,7 @@ def shards(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report, "dynamics": dynamics, "diagnose": diagnose, "shards": shards,
+    "report": report, "dynamics": dynamics, "diagnose": diagnose, "shards": shards, "bench": bench,
 }  # fmt: skip
 
 
