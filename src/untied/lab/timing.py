@@ -136,13 +136,24 @@ class _Task(nn.Module):
 
 
 def plain_step(
-    model: nn.Module, images: Tensor, labels: Tensor, forward: OptimizerConfig, precision: str = "32", **compile: object
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    forward: OptimizerConfig,
+    precision: str = "32",
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **compile: object,
 ) -> Step:
-    """Backpropagation in a network of PyTorch's own layers. ``compile``: arguments of torch.compile, if any."""
+    """Backpropagation in a network of PyTorch's own layers.
+
+    Args:
+        wrap: such as DistributedDataParallel, around what computes the loss.
+        **compile: arguments of torch.compile, if it is to be compiled.
+    """
     inner = _Task(model)
     if compile:
         inner.compile(**compile)
-    task = in_precision(inner, str(images.device), precision)
+    task = wrap(in_precision(inner, str(images.device), precision))
     W = list(model.parameters())
     parts: list[dict[str, Any]] = [
         {"params": [w for w in W if w.dim() > 1]},
@@ -172,13 +183,14 @@ def untied_step(
     forward: OptimizerConfig,
     backward: OptimizerConfig,
     precision: str = "32",
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     **compile: object,
 ) -> Step:
     """`training_step` in a converted network: with R, and both optimizers."""
     inner = Objective(model)
     if compile:
         inner.compile(**compile)
-    objective = in_precision(inner, str(images.device), precision)
+    objective = wrap(in_precision(inner, str(images.device), precision))
     optimizers = Optimizers(model, rule, _still(forward), _still(backward), steps=10**9)
     count = itertools.count()
 
