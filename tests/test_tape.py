@@ -246,11 +246,11 @@ def test_a_fraction_is_unbiased(rule: str, fraction: float) -> None:
 )
 def test_a_fraction_sees_neighbours(n: int, wanted: set[tuple[int, int]]) -> None:
     """Blocks where they divide the batch; else from any place, going around the end."""
-    layer = nn.Linear(1, 1, bias=False)
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     untied.untie_(layer, f"align(amp=1, fraction={2 / n})")
     with torch.no_grad():
         layer.weight.fill_(1.0)
-    x = 10.0 ** torch.arange(n)[:, None]
+    x = 10.0 ** torch.arange(n, dtype=torch.float64)[:, None]
     seen = set()
     for place in torch.arange(20) / 20:
         with untied.record(layer) as tape:
