@@ -174,11 +174,29 @@ def test_a_loss_term_has_its_value_and_its_gradient() -> None:
     torch.manual_seed(0)
     B, W, value = torch.randn(3, 4, requires_grad=True), torch.randn(2, requires_grad=True), torch.tensor(1.5)
     dB, dW = torch.randn(3, 4), torch.randn(2)
-    term = LossTerm.apply(value, 2, B, W, dB, dW)
+    term = LossTerm.apply(value, 2, B, W, dB.clone(), dW.clone())  # which it takes over
     assert term.item() == 1.5 and term.shape == ()
     (4.0 * term).backward()
     torch.testing.assert_close(B.grad, 4.0 * dB)
     torch.testing.assert_close(W.grad, 4.0 * dW)
+
+
+def test_a_loss_term_copies_no_gradient_unless_its_graph_is_kept() -> None:
+    B, dB = torch.zeros(3, 4, requires_grad=True), torch.randn(3, 4)
+    wanted, place = dB.clone(), dB.data_ptr()
+    term = LossTerm.apply(torch.tensor(1.0), 1, B, dB)
+    (2 * term).backward(retain_graph=True)
+    torch.testing.assert_close(B.grad, 2 * wanted)
+    B.grad = None
+    (3 * term).backward(retain_graph=True)
+    torch.testing.assert_close(B.grad, 3 * wanted)
+    B.grad = None
+    del dB
+    term.backward()
+    torch.testing.assert_close(B.grad, wanted)
+    assert B.grad.data_ptr() == place
+    with pytest.raises(RuntimeError, match="second time"):
+        term.backward()
 
 
 def test_a_loss_terms_gradient_comes_in_each_tensors_dtype() -> None:

@@ -150,3 +150,28 @@ def test_a_compiled_model_evaluates() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
+
+
+@by_rule
+def test_a_whole_step_is_one_graph(rule: RuleCase) -> None:
+    """Network, loss and R together; schedules, phases and the place of a fraction do not compile anew."""
+    eager, model = network(rule.text), network(rule.text)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def passed(model: nn.Module, tape: untied.Tape, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return nn.functional.cross_entropy(model(x), labels), tape.penalty()
+
+    compiled = torch.compile(passed, fullgraph=True, backend=counter)
+    for i in range(3):
+        results = []
+        for net, run in ((eager, passed), (model, compiled)):
+            net.zero_grad()
+            torch.manual_seed(i)
+            with untied.record(net, progress=i / 10, step=2 * i) as tape:
+                J, R = run(net, tape, *batch())
+            (J + R).backward()
+            results.append((J.detach(), R.detach()))
+        if rule.text != "brsf":
+            torch.testing.assert_close(*results)
+            assert_same(gradients(model), gradients(eager))
+    assert counter.frame_count <= 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import untied
@@ -146,3 +148,72 @@ def test_attention_costs_what_its_dense_layers_do() -> None:
     dense = 2 * 24 * (16 * 48 + 16 * 16 + 2 * 16 * 32)
     assert counts["bp"] == counts[None]
     assert counts["wm"] == counts[None] + dense and counts["aa"] == counts[None] + 2 * dense
+
+
+# What else a rule does: passes over tensors of the weight's size, each a call of a kernel
+
+
+class Passes(TorchDispatchMode):
+    """The operations that make or change a tensor of a shape, products left out."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        writes = name.endswith("_") or not (func.is_view or name in ("detach", "alias"))
+        if writes and isinstance(out, Tensor) and out.shape == self.shape and name != "new_empty":
+            self.names.append(name)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("bp", []),
+        ("fa", []),
+        ("sa", ["add"]),  # B - W: one pass that reads both
+        ("kp", ["mul"]),
+        ("wm", ["mul_", "add_"]),  # correlate's factor, then the decay
+        ("aa", ["mul_"]),
+        ("ia", ["mul_", "add_"]),
+        ("usf", ["sign", "mul"]),
+    ],
+)
+def test_a_rule_passes_over_its_weights_no_oftener_than_this(rule: str, wanted: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(6, 10, 3, padding=1), torch.randn(N, 6, 7, 7, requires_grad=True)
+    untied.untie_(model, rule)
+    with untied.record(model) as tape, Passes(model.weight.shape) as seen:
+        loss = model(x).sum() + tape.penalty()
+    assert seen.names == wanted
+    with Passes(model.weight.shape) as seen:
+        loss.backward()
+    assert seen.names == (["add"] if rule == "kp" else [])  # the decay and W's pseudogradient meet in B
+
+
+@pytest.mark.parametrize("rule", ["wm", "aa", "ia"])
+def test_a_rule_makes_no_tensor_of_the_activitys_size_but_its_products(rule: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(6, 10, 3, padding=1, bias=False), torch.randn(N, 6, 7, 7, requires_grad=True)
+    untied.untie_(model, rule)
+    y_shape = torch.Size((N, 10, 7, 7))
+    with untied.record(model) as tape, Passes(x.shape) as inputs, Passes(y_shape) as outputs:
+        model(x)
+        tape.penalty()
+    assert inputs.names == {"ia": ["convolution", "add_"]}.get(rule, [])  # T_B* y, then x from it, in its place
+    assert outputs.names == ["convolution", *{"aa": ["convolution", "add_"]}.get(rule, [])]
+
+
+def test_a_fraction_copies_no_activity_where_it_divides_the_batch() -> None:
+    layer, x = nn.Linear(3, 2, bias=False), torch.randn(16, 3)
+    untied.untie_(layer, "wm(fraction=1/8)")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        with untied.record(layer) as tape, Passes(torch.Size((2, 3))) as seen:
+            layer(x)
+            tape.penalty()
+        assert not {"cat", "index_select", "index"} & set(seen.names)

@@ -11,7 +11,7 @@ from torch import Tensor
 import untied
 from cases import LAYERS, ONE_OF_EACH_KIND, LayerCase, by_layer, signals, with_kernels
 from untied.operations import Operations, Signals
-from untied.primitives import PRIMITIVES, Combination, Correlation, Primitive, amp, decay, null, self_, sparse
+from untied.primitives import PRIMITIVES, Combination, Correlation, Multiple, Primitive, amp, decay, null, self_, sparse
 from untied.schedules import value
 
 by_primitive = pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES.keys())
@@ -39,6 +39,8 @@ FORWARD_SIDE: dict[str, dict[str, Any]] = {
 
 def closed_form(primitive: Primitive, s: Signals) -> Tensor:
     g = primitive.gradient(s)
+    if isinstance(g, Multiple):
+        return g.factor * g.tensor
     return g.factor * s.geometry.correlate(g.left, g.right) if isinstance(g, Correlation) else g
 
 

@@ -93,11 +93,21 @@ def test_asking_twice_gives_the_same(rule: RuleCase) -> None:
     with untied.record(model, progress=0.5, step=0) as tape:
         model(small_batch()[0])
     first = tape.penalties()
-    R = [tape.penalty() for _ in range(2)]
-    assert R[0].item() == R[1].item() == pytest.approx(sum(first.values()))
+    R = tape.penalty()
+    assert tape.penalty() is R and tape.penalties() == first
+    assert R.item() == pytest.approx(sum(first.values()))
     parameters = [p for n, p in model.named_parameters() if "backward_weight" in n]
-    a, b = (torch.autograd.grad(r, parameters) for r in R)
+    a, b = (torch.autograd.grad(R, parameters, retain_graph=keep) for keep in (True, False))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_forward_pass_after_R_was_asked_for_is_an_error() -> None:
+    model = small_net("aa")
+    with untied.record(model) as tape:
+        model(small_batch()[0])
+        tape.penalty()
+        with pytest.raises(UntiedError, match="after the last one"):
+            model(small_batch()[0])
 
 
 @by_rule
@@ -231,20 +241,24 @@ def test_a_fraction_is_unbiased(rule: str, fraction: float) -> None:
     assert_same(gradients(part), gradients(whole))
 
 
-def test_a_fraction_sees_neighbours_and_goes_around_the_end() -> None:
-    layer = nn.Linear(1, 1, bias=False)
-    untied.untie_(layer, "align(amp=1, fraction=0.5)")
+@pytest.mark.parametrize(
+    ("n", "wanted"), [(4, {(0, 1), (2, 3)}), (5, {(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)})], ids=["blocks", "around"]
+)
+def test_a_fraction_sees_neighbours(n: int, wanted: set[tuple[int, int]]) -> None:
+    """Blocks where they divide the batch; else from any place, going around the end."""
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    untied.untie_(layer, f"align(amp=1, fraction={2 / n})")
     with torch.no_grad():
         layer.weight.fill_(1.0)
-    x = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    x = 10.0 ** torch.arange(n, dtype=torch.float64)[:, None]
     seen = set()
-    for place in (0.0, 0.3, 0.6, 0.9):
+    for place in torch.arange(20) / 20:
         with untied.record(layer) as tape:
-            tape.place = torch.tensor(place)
+            tape.place = place
             layer(x)
         (g,) = torch.autograd.grad(tape.penalty(), layer.backward_weight)
         seen.add(round(-2 * g.item()))
-    assert seen == {1 + 100, 100 + 10000, 10000 + 1000000, 1000000 + 1}
+    assert seen == {round(100**i + 100**j) for i, j in wanted}
 
 
 def test_the_place_of_a_fraction_is_drawn_anew_and_uniformly() -> None:

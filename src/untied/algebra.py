@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .errors import UntiedError
-from .geometry import DENSE, Geometry, ordinary_autograd
+from .geometry import DENSE, Geometry, inner, ordinary_autograd
 from .operations import Operations, Signals
-from .primitives import LEAKS, PRIMITIVES, Combination, Correlation, Primitive, amp, decay, total
+from .primitives import LEAKS, PRIMITIVES, Combination, Correlation, Multiple, Primitive, amp, decay
 from .schedules import Coefficient, coefficient_text, multiply, value
 from .statistics import Statistic, power
 
@@ -74,9 +74,9 @@ class Alignment(Rule):
         coefficients: of each primitive, by primitive or by name; a number, a schedule, or any function of
             training progress. decay also takes a statistic of the layer (`untied.statistics`), or "balanced", the
             statistic that balances amp: amp · power.
-        fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples
-            (the last one's neighbour is the first) from a place drawn anew each step, so that every example
-            counts equally and R is unbiased.
+        fraction: share of each batch on which R's data-dependent part is evaluated: neighbouring examples at a place
+            drawn anew each step, so that every example counts equally and R is unbiased. Where it divides the batch,
+            one of its blocks, which copies nothing; else from any place, the first example following the last.
         every: R is evaluated at every k-th step only and multiplied by k there, so that its mean over steps
             is unbiased.
         positions: "sum" over the positions at which a kernel is applied (the reference code), or their
@@ -207,25 +207,24 @@ class Alignment(Rule):
         if not self.has_closed_form:
             return self._by_autograd(s, c, scale)
         terms: list[Correlation] = []
-        products: list[Tensor] = []
+        products: list[tuple[Number, Tensor]] = []
         for primitive, v in c.items():
             term = primitive.gradient(s)
             if isinstance(term, Tensor):
-                products.append(v * scale * term)
+                products.append((v * scale, term))
             elif isinstance(term, Correlation):
                 terms.append(Correlation(v * term.factor, term.left, term.right))
             else:
                 raise UntiedError(
                     f"primitive {primitive}: its gradient is {type(term).__name__}; with data it is a Correlation"
                 )
-        products += [merged(terms, s.geometry, scale)] if terms else []
-        gradient = sum(products[1:], start=products[0])
-        # Euler: <B, dP/dB> = degree * P. What is of degree 2 is counted twice here.
-        R = total(s.B * gradient)
-        for primitive, v in c.items():
-            if primitive.degree != 1:
-                R = R - (primitive.degree - 1) * v * scale * primitive.penalty(s)
-        return R, gradient, None
+        # Euler: <B, dP/dB> = degree * P. What is of degree 2 is counted twice there.
+        twice = [(p.degree - 1) * v * scale * p.penalty(s) for p, v in c.items() if p.degree != 1]
+        gradient = merged(terms, s.geometry, scale, s.release()) if terms else None
+        if products:
+            gradient = _sum(products, gradient)
+        assert gradient is not None
+        return sum((-t for t in twice), start=inner(s.B, gradient)), gradient, None
 
     def _by_autograd(
         self, s: Signals, c: Mapping[Primitive, Number], scale: float
@@ -240,16 +239,23 @@ class Alignment(Rule):
         gradients, R = gradients_of(penalty, (s.B, s.W) if both else (s.B,), s.W)
         return R, gradients[0], gradients[1] if both else None
 
-    def weight_terms(self, W: Tensor, B: Tensor, c: Mapping[Primitive, Number]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The primitives of W and B alone: (value, gradient in B, gradient in W or None)."""
-        R, dB = B.new_zeros(()), torch.zeros_like(B)
-        dW = torch.zeros_like(W) if self.operations.update_forward else None
-        for primitive, v in c.items():
-            if not primitive.needs_data:
-                R = R + v * primitive.penalty(_without_activity(W, B, self.operations))
-                dB = _plus(dB, v, _weight_gradient(primitive, W, B, self.operations))
-                if dW is not None:  # such primitives are symmetric in W and B
-                    dW = _plus(dW, v, _weight_gradient(primitive, B, W, self.operations))
+    def weight_terms(
+        self,
+        W: Tensor,
+        B: Tensor,
+        c: Mapping[Primitive, Number],
+        onto: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The primitives of W and B alone: (value, gradient in B, gradient in W or None).
+
+        ``onto``: gradients in B and W so far, which are added to, in place where their type is the kernels'.
+        """
+        c = {p: v for p, v in c.items() if not p.needs_data}
+        s = _without_activity(W, B, self.operations)
+        R = sum((v * p.penalty(s) for p, v in c.items()), start=B.new_zeros(()))
+        dB = _gradient(c, W, B, self.operations, onto[0])
+        # such primitives are symmetric in W and B
+        dW = _gradient(c, B, W, self.operations, onto[1]) if self.operations.update_forward else None
         return R, dB, dW
 
     def __hash__(self) -> int:  # not the text: one combination can be written in several orders
@@ -269,12 +275,14 @@ class Alignment(Rule):
     defaults: ClassVar[dict[str, float]] = {}
 
 
-def merged(terms: list[Correlation], geometry: Geometry, scale: float) -> Tensor:
+def merged(terms: list[Correlation], geometry: Geometry, scale: float, free: tuple[Tensor, ...] = ()) -> Tensor:
     """Σ factor * correlate(left, right) * scale, in as few products as sharing a side allows.
 
     Activation alignment's two terms share x: correlate(x, p − y). Information alignment's share y:
-    correlate(T_B* y − x, y).
+    correlate(T_B* y − x, y). Where one of ``free`` appears in a single term, the sum may take its place in memory.
     """
+    sides = [id(side) for t in terms for side in (t.left, t.right)]
+    once = {id(t) for t in free if sides.count(id(t)) == 1}
     groups: list[tuple[list[tuple[Number, Tensor]], list[tuple[Number, Tensor]]]] = []
     for t in terms:
         for lefts, rights in groups:
@@ -290,26 +298,53 @@ def merged(terms: list[Correlation], geometry: Geometry, scale: float) -> Tensor
             groups.append(([(t.factor, t.left)], [(1.0, t.right)]))
     products = []
     for lefts, rights in groups:
-        (a, left), (b, right) = _sum(lefts), _sum(rights)
-        factor = a * b * scale
+        (a, left), (b, right) = _side(lefts, once), _side(rights, once)
         if right.dtype == torch.float16:  # a sum over batch and positions leaves float16's range
-            products.append(geometry.correlate(left, right * scale) * (a * b))
+            products.append((a * b, geometry.correlate(left, right * scale)))
         else:
-            products.append(geometry.correlate(left, right) * factor)
-    return sum(products[1:], start=products[0])
+            products.append((a * b * scale, geometry.correlate(left, right)))
+    factor, gradient = products[0]
+    return _sum(products[1:], _times(gradient, factor))
 
 
-def _sum(terms: list[tuple[Number, Tensor]]) -> tuple[Number, Tensor]:
-    """Σ factor * tensor as (factor, tensor), in one pass for two terms."""
-    factor, result = terms[0]
-    for f, t in terms[1:]:
-        result = _plus(result, f / factor, t)
+def _side(terms: list[tuple[Number, Tensor]], once: set[int]) -> tuple[Number, Tensor]:
+    """Σ factor * tensor as (factor, tensor); the first of those that may be overwritten becomes the sum."""
+    at = next((i for i, (_, t) in enumerate(terms) if id(t) in once), None)
+    factor, result = terms[at or 0]
+    for i, (f, t) in enumerate(terms):
+        if i != (at or 0):
+            result = _plus(result, f / factor, t, in_place=at is not None or i > 1)
     return factor, result
 
 
-def _plus(a: Tensor, factor: Number, b: Tensor) -> Tensor:
-    """A + factor * b."""
-    return a + factor * b if isinstance(factor, Tensor) else torch.add(a, b, alpha=factor)
+def _sum(terms: list[tuple[Number, Tensor]], onto: Tensor | None = None) -> Tensor:
+    """Σ factor * tensor, a new tensor; or added to ``onto`` in place. One pass a term, less where a factor is 1."""
+    terms = list(terms)
+    if onto is None:
+        at = next((i for i, (f, _) in enumerate(terms) if not isinstance(f, Tensor) and f == 1), 0)
+        (factor, first), *terms = [terms[at], *terms[:at], *terms[at + 1 :]]
+        if len(terms) > 0 and not isinstance(factor, Tensor) and factor == 1:
+            (f, t), *terms = terms
+            onto = _plus(first, f, t)
+        else:
+            onto = first * factor
+    for f, t in terms:
+        onto = _plus(onto, f, t, in_place=True)
+    return onto
+
+
+def _plus(a: Tensor, factor: Number, b: Tensor, in_place: bool = False) -> Tensor:
+    """A + factor * b; into a where that is asked for and b's type goes into a's."""
+    if isinstance(factor, Tensor):
+        b, factor = factor * b, 1.0
+    if in_place and torch.promote_types(a.dtype, b.dtype) == a.dtype:
+        return a.add_(b, alpha=factor)
+    return torch.add(a, b, alpha=factor)
+
+
+def _times(a: Tensor, factor: Number) -> Tensor:
+    """A * factor, in place."""
+    return a if not isinstance(factor, Tensor) and factor == 1 else a.mul_(factor)
 
 
 def gradients_of(
@@ -327,19 +362,35 @@ def gradients_of(
         leaves = [t.detach().requires_grad_() for t in at]
         R = value(*leaves)
         gradients = torch.autograd.grad(R, leaves, allow_unused=True, materialize_grads=True)
-    return gradients, R.detach()
+    return tuple(g.clone() if 0 in g.stride() else g for g in gradients), R.detach()  # expanded: not to be added to
 
 
 def _without_activity(W: Tensor, B: Tensor, operations: Operations) -> Signals:
     return Signals(B, W, B, DENSE, operations)
 
 
-def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Operations) -> Tensor:
+def _gradient(
+    c: Mapping[Primitive, Number], W: Tensor, B: Tensor, operations: Operations, onto: Tensor | None
+) -> Tensor:
+    """Σ c_P dP/dB of primitives of W and B alone, added to ``onto``: of B's shape, perhaps of a smaller type."""
+    terms = []
+    for primitive, v in c.items():
+        given = _weight_gradient(primitive, W, B, operations)
+        factor, tensor = (given.factor, given.tensor) if isinstance(given, Multiple) else (1.0, given)
+        terms.append((v * factor, tensor))
+    if onto is not None and onto.dtype != B.dtype:
+        terms, onto = [*terms, (1.0, onto.to(B.dtype) if not terms else onto)], None
+    if not terms:
+        return torch.zeros_like(B) if onto is None else onto
+    return _sum(terms, onto)
+
+
+def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Operations) -> Tensor | Multiple:
     """DP/dB of a primitive of W and B alone."""
     if not primitive.has_gradient:
         return gradients_of(lambda B, W: primitive.penalty(_without_activity(W, B, operations)), (B,), W)[0][0]
     given = primitive.gradient(_without_activity(W, B, operations))
-    if not isinstance(given, Tensor):
+    if not isinstance(given, Tensor | Multiple):
         raise UntiedError(
             f"primitive {primitive}: its gradient is a {type(given).__name__}; without data it is a tensor"
         )

@@ -71,7 +71,8 @@ def cast_for_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 class LossTerm(torch.autograd.Function):
     """A scalar whose gradient is known beforehand: R, with the closed form of its gradient.
 
-    Being an ordinary term of the loss, it follows loss scaling, gradient accumulation and DDP's averaging.
+    Being an ordinary term of the loss, it follows loss scaling, gradient accumulation and DDP's averaging. It takes the
+    gradients over: the backward pass multiplies them in place and hands them on, unless the graph is kept.
     """
 
     @staticmethod
@@ -85,5 +86,18 @@ class LossTerm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [gradient * g.to(gradient.device, gradient.dtype) for gradient in ctx.saved_tensors]
+        gradients = ctx.saved_tensors
+        if torch.compiler.is_compiling() or not _release(ctx):
+            gradients = [t * g.to(t.device, t.dtype) for t in gradients]
+        elif g.device.type != "cpu" or g != 1:  # elsewhere, looking would wait for the device
+            gradients = [t.mul_(g.to(t.device)) for t in gradients]
         return None, None, *gradients, *(None,) * ctx.count
+
+
+def _release(ctx: Any) -> bool:
+    """Let go of what was saved, and say whether it is gone: not while the graph is to be walked again."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+    if kept or not hasattr(ctx, "maybe_clear_saved_tensors"):
+        return False
+    ctx.maybe_clear_saved_tensors()
+    return True

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "project", "reconstruct"]
+__all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "inner", "project", "reconstruct"]
 
 
 @contextmanager
@@ -39,9 +39,31 @@ def ordinary_autograd() -> Iterator[None]:
         yield
 
 
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of two tensors of one shape: 0-dim, summed in float32 at least, in one pass that leaves nothing behind."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    if torch.compiler.is_compiling() or a.dtype != b.dtype or a.numel() == 0:  # a compiler fuses this by itself
+        return (a * b).sum(dtype=wide)
+    if a.dtype == wide:
+        return torch.dot(*_lines(a, b))
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and a.numel() % BLOCK == 0:
+        x, y = _lines(a, b)  # summed in float32 within a block too, and rounded once there
+        return torch.bmm(x.view(-1, 1, BLOCK), y.view(-1, BLOCK, 1)).sum(dtype=wide)
+    return (a * b).sum(dtype=wide)
+
+
+BLOCK = 1024
+
+
+def _lines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as vectors, in the order in which a lies in memory: without a copy where both lie alike."""
+    order = sorted(range(a.dim()), key=a.stride, reverse=True)
+    return a.permute(order).reshape(-1), b.permute(order).reshape(-1)
+
+
 class Geometry:
-    """What a layer type does with a kernel. Subclasses give the first three methods; the others follow from
-    them.
+    """What a layer type does with a kernel. Subclasses give the first three methods, each of which returns a new
+    tensor; the others follow from them.
 
     Attributes:
         features: the dimension of x that holds its features (channels).

@@ -271,6 +271,12 @@ class Signals:
         """Z divided by each example's mean square of T_W x, where the rule is normalised."""
         return over_mean_square(z, self.raw_y) if self.operations.normalised else z
 
+    def release(self) -> tuple[Tensor, ...]:
+        """What B has produced so far, to be overwritten: it would be computed anew if it were asked for again."""
+        made = tuple(t for t in (self._p, self._reconstruction) if t is not None)
+        self._raw_p = self._p = self._reconstruction = None
+        return made
+
     @property
     def power(self) -> Tensor:
         """The squared input that each weight multiplies, summed over batch and positions: B's layout, or broadcasts."""

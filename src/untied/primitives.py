@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .geometry import inner
 from .operations import Signals
 from .schedules import Coefficient, add, coefficient_text, multiply
 from .statistics import Statistic
@@ -28,6 +29,7 @@ __all__ = [
     "Coefficient",
     "Combination",
     "Correlation",
+    "Multiple",
     "Primitive",
     "amp",
     "decay",
@@ -44,6 +46,14 @@ class Correlation:
     factor: float | Tensor
     left: Tensor
     right: Tensor
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """The gradient ``factor * tensor``, not yet multiplied: it adds to others in one pass."""
+
+    factor: float
+    tensor: Tensor
 
 
 class Combination(Mapping["Primitive", Coefficient]):
@@ -99,6 +109,11 @@ def total(x: Tensor) -> Tensor:
     return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def energy(x: Tensor) -> Tensor:
+    """The sum of squares, in float32 at least."""
+    return inner(x, x)
+
+
 class Primitive:
     """A penalty of one layer and its gradient in B. Subclass it to add one; an instance multiplies and adds
     into rules.
@@ -125,7 +140,7 @@ class Primitive:
         """P, the readable definition: 0-dim, differentiable in everything it is made of."""
         raise NotImplementedError
 
-    def gradient(self, s: Signals) -> Tensor | Correlation:
+    def gradient(self, s: Signals) -> Tensor | Multiple | Correlation:
         """The closed form of dP/dB, where no operation acts on what B produced. Without one, autograd of P serves."""
         raise NotImplementedError(f"{type(self).__name__}.gradient")
 
@@ -171,8 +186,8 @@ class Decay(Primitive):
     formula, gradient_formula = "½‖B‖²", "B"
 
     def penalty(self, s: Signals) -> Tensor:
-        P = total(s.B.square()) / 2
-        return P + total(s.W.square()) / 2 if s.operations.update_forward else P
+        P = energy(s.B) / 2
+        return P + energy(s.W) / 2 if s.operations.update_forward else P
 
     def gradient(self, s: Signals) -> Tensor:
         return s.B
@@ -186,8 +201,8 @@ class Amp(Primitive):
 
     def penalty(self, s: Signals) -> Tensor:
         if s.operations.amp_on_reconstruction:
-            return -total(s.over_input(s.x) * s.reconstruction)
-        return -total(s.over_input(s.p) * s.y)
+            return -inner(s.over_input(s.x), s.reconstruction)
+        return -inner(s.over_input(s.p), s.y)
 
     def gradient(self, s: Signals) -> Correlation:
         return Correlation(-1.0, s.x_correlated, s.y)
@@ -200,7 +215,7 @@ class Null(Primitive):
     formula, gradient_formula = "½‖T_B* y‖²", "correlate(T_B* y, y)"
 
     def penalty(self, s: Signals) -> Tensor:
-        return total(s.over_output(s.reconstruction.square())) / 2
+        return inner(s.over_output(s.reconstruction), s.reconstruction) / 2
 
     def gradient(self, s: Signals) -> Correlation:
         return Correlation(1.0, s.over_output(s.reconstruction), s.y)
@@ -215,8 +230,8 @@ class Sparse(Primitive):
     local_computation = False
 
     def penalty(self, s: Signals) -> Tensor:
-        P = total(s.over_input(s.p.square())) / 2
-        return P + total(s.over_input(s.y.square())) / 2 if s.operations.update_forward else P
+        P = inner(s.over_input(s.p), s.p) / 2
+        return P + inner(s.over_input(s.y), s.y) / 2 if s.operations.update_forward else P
 
     def gradient(self, s: Signals) -> Correlation:
         return Correlation(1.0, s.x_correlated, s.p)
@@ -230,10 +245,10 @@ class Self(Primitive):
     local_plasticity = False
 
     def penalty(self, s: Signals) -> Tensor:
-        return -total(s.B * s.W)
+        return -inner(s.B, s.W)
 
-    def gradient(self, s: Signals) -> Tensor:
-        return -s.W
+    def gradient(self, s: Signals) -> Multiple:
+        return Multiple(-1.0, s.W)
 
 
 class Leak(Primitive):

@@ -77,6 +77,8 @@ class Tape:
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
         self.called: list[Untied] = []
+        self.handed_over: Tensor | None = None
+        self.values: dict[str, Tensor] = {}
         self.connections: dict[Key, Connection] = {}
         for name, layer in layers.items():
             rule = layer.rule
@@ -111,6 +113,10 @@ class Tape:
         rule = layer.rule
         if not isinstance(rule, Alignment) or not rule.aligns:
             return
+        if self.handed_over is not None:
+            if torch._C._current_graph_task_id() != -1:
+                return  # recomputed within the backward pass (activation checkpointing): counted already
+            raise UntiedError("R was asked for before this forward pass: call tape.penalty() after the last one")
         key = (id(kernels[1]), None if part is None else part.start)
         connection = self.connections.setdefault(key, Connection(layer, rule, kernels, part))
         if not rule.needs_data or self.resting[id(rule)]:
@@ -156,22 +162,36 @@ class Tape:
         return Signals(x, W, B, geometry, rule.operations, bias, y), scale
 
     def window(self, x: Tensor, n: int, k: int) -> Tensor:
-        """K neighbouring examples of n, the first following the last. A view of x where the end is not
-        crossed."""
+        """K neighbouring examples of n. Where k divides n, one of the n / k blocks, a view of x; else from any place,
+        the first following the last."""
+        blocks = n % k == 0
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
-            rows = (torch.arange(k, device=x.device) + (self.place * n).long()) % n
-            return x.index_select(0, rows)
-        first = int(self.place * n)
+            start = (self.place * (n // k)).long() * k if blocks else (self.place * n).long()
+            return x.index_select(0, (torch.arange(k, device=x.device) + start) % n)
+        first = int(self.place * (n // k)) * k if blocks else int(self.place * n)
         return x[first : first + k] if first + k <= n else torch.cat([x[first:], x[: first + k - n]])
 
     def penalty(self) -> Tensor:
         """R, summed over the layers, as a term of the loss: 0-dim, its gradient in each B the closed form.
 
+        The gradients go over to the term, so that none is held twice; asked again, it is the same term.
+
         Raises:
             UntiedError: converted layers took no part in any recorded forward pass so far.
         """
-        self.audit()
-        terms = [t for key, c in self.connections.items() for t in self.terms(key, c)]
+        if self.handed_over is None:
+            self.audit()
+            self.handed_over = self._penalty()
+            self.connections.clear()
+        return self.handed_over
+
+    def _penalty(self) -> Tensor:
+        names = {id(layer): name for name, layer in self.layers.items()}
+        terms = []
+        for key, connection in self.connections.items():
+            name, found = names[id(connection.layer)], self.terms(key, connection)
+            terms += found
+            self.values[name] = self.values[name] + found[0][0] if name in self.values else found[0][0]
         if not terms:
             device = next((layer.weight_device for layer in self.layers.values()), None)
             return torch.zeros((), device=device)
@@ -180,39 +200,28 @@ class Tape:
         return LossTerm.apply(R, len(targets), *targets, *gradients)  # type: ignore[no-any-return]
 
     def penalties(self) -> dict[str, float]:
-        """R of each layer by name, as numbers, for logging."""
-        names = {id(layer): name for name, layer in self.layers.items()}
-        totals: dict[str, float] = {}
-        for key, connection in self.connections.items():
-            name = names[id(connection.layer)]
-            totals[name] = totals.get(name, 0.0) + sum(float(v) for v, *_ in self.terms(key, connection))
-        return totals
+        """R of each layer by name, as numbers, for logging. As `penalty`, it ends the recording."""
+        self.penalty()
+        return {name: float(v) for name, v in self.values.items()}
 
     def terms(self, key: Key, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(value, kernel, gradient) for B, and for W where R moves it."""
+        """(value, kernel, gradient) for B, and for W where R moves it. Takes what the calls have left."""
         rule, (W, B) = connection.rule, connection.targets()
         with torch.no_grad():
-            if self.resting[id(rule)]:  # multiplied by 0 rather than dropped: DDP waits for every gradient
-                R, dB, dW = (
-                    B.new_zeros(()),
-                    torch.zeros_like(B),
-                    torch.zeros_like(W) if rule.operations.update_forward else None,
-                )
-            else:
-                c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
-                if key[1] is not None and (key[0], None) in self.connections:
-                    c = {}  # this part's weights are counted with the whole kernel, which was used too
-                R, dB, dW = rule.weight_terms(W.detach(), B.detach(), c)
             for x, W_, B_, bias, geometry, scale in connection.pending:
                 s = Signals(torch.empty_like(x, device=W_.device), W_, B_, geometry, rule.operations, bias)
                 connection.calls.append(rule.data_terms(s, self.coefficients[id(rule)], scale))
+            R, dB, dW = B.new_zeros(()), None, None
+            if connection.calls:
+                R, dB, dW = added(connection.calls, mean=rule.positions == "mean")
             connection.pending.clear()
-            share = 1 / len(connection.calls) if connection.calls and rule.positions == "mean" else 1.0
-            for call in connection.calls:
-                R = R + share * call[0]
-                dB.add_(call[1], alpha=share)
-                if dW is not None and call[2] is not None:
-                    dW.add_(call[2], alpha=share)
+            connection.calls.clear()
+            c = {}  # resting: a gradient of zeros rather than none, as DDP waits for every one
+            # a part's weights are counted with the whole kernel where that was used too
+            if not self.resting[id(rule)] and (key[1] is None or (key[0], None) not in self.connections):
+                c = {p: v * rule.every for p, v in self.coefficients[id(rule)].items()}
+            weights, dB, dW = rule.weight_terms(W.detach(), B.detach(), c, (dB, dW))
+            R = R + weights
         R = R.to(torch.promote_types(B.dtype, torch.float32))
         zero = torch.zeros_like(R)
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
@@ -229,6 +238,17 @@ class Tape:
                 "or, where a model uses their weights directly (functional attention), leave them out with "
                 "untie_(model, rule, filter=...) or register the module that uses them (untied.register_layer)"
             )
+
+
+def added(calls: list[Terms], mean: bool) -> Terms:
+    """The terms of several calls as those of one: their sum or mean, in place of the first."""
+    R, dB, dW = calls[0]
+    for value, in_B, in_W in calls[1:]:
+        R, dB = R + value, dB.add_(in_B)
+        dW = dW if dW is None or in_W is None else dW.add_(in_W)
+    if mean and (n := len(calls)) > 1:
+        R, dB, dW = R / n, dB.div_(n), None if dW is None else dW.div_(n)
+    return R, dB, dW
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from untied.lab.cli import main
 from untied.lab.config import DeviceConfig, OptimizerConfig, PhaseConfig
 from untied.lab.data import DataConfig
 from untied.lab.record import RunFolder
+from untied.lab.step import Objective
 
 PICTURES = DataConfig("synthetic", synthetic_shape=(3, 8, 8), synthetic_classes=3, synthetic_count=60, batch_size=12)
 
@@ -93,8 +94,8 @@ def test_whole_runs(name: str, tmp_path: Path, without_pages: None) -> None:
 def test_compiled_it_trains_the_same(tmp_path: Path, without_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Dynamo's own backend, as Inductor's takes minutes to say the same."""
     compiled = []
-    real = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or real(self, backend="eager"))
+    real = Objective.compile
+    monkeypatch.setattr(Objective, "compile", lambda self: compiled.append(self) or real(self, backend="eager"))
     found = []
     for compile in (False, True):
         config = small(tmp_path / str(compile), rule="aa", ema=0.9, devices=DeviceConfig(compile=compile))

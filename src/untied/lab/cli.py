@@ -139,6 +139,8 @@ def report(arguments: list[str]) -> int:
         from untied.lab.train import rewrite as again
     elif "recording" in settings:
         from untied.lab.neural.command import again
+    elif "rounds" in settings:
+        from untied.lab.bench import again
     else:
         from untied.lab.compare import again
     return again(run)
@@ -259,6 +261,13 @@ def neural(arguments: list[str]) -> int:
     return neural(read_config(NeuralConfig, arguments, "untied neural RUN [RUN ...] --recording FILE [FILE ...]"))
 
 
+def bench(arguments: list[str]) -> int:
+    """Time a training step of each rule against plain PyTorch's: measured beside counted, memory, figure."""
+    from untied.lab.bench import BenchConfig, bench
+
+    return bench(read_config(BenchConfig, arguments, "untied bench"))
+
+
 def shards(arguments: list[str]) -> int:
     """Pack an image folder into tar files, for --data shards."""
     from untied.lab.data.shards import write_shards
@@ -283,7 +292,7 @@ def shards(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
     "report": report, "search": search, "transfer": transfer, "noise": noise, "study": study, "dynamics": dynamics,
-    "diagnose": diagnose, "neural": neural, "shards": shards,
+    "diagnose": diagnose, "neural": neural, "shards": shards, "bench": bench,
 }  # fmt: skip
 
 

@@ -169,7 +169,7 @@ class DeviceConfig:
     tf32: bool = False
     """Let float32 products round to TF32 on GPUs that have it."""
     compile: bool = False
-    """Compile the network with torch.compile."""
+    """Compile the training pass (network, J and R) with torch.compile; evaluation is not compiled."""
     channels_last: bool = False
     """Keep convolutions' tensors with channels last, which many devices prefer."""
     sync_batch_norm: bool = False

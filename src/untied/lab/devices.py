@@ -120,13 +120,11 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def prepared(model: nn.Module, config: DeviceConfig, fabric: Fabric) -> nn.Module:
-    """A converted model as the devices want it: memory format, batch normalisation, compiled."""
+    """A converted model as the devices want it: memory format, batch normalisation."""
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if config.sync_batch_norm and fabric.world_size > 1:
         model = synchronised(model, fabric.device)
-    if config.compile:
-        model.compile()
     return model
 
 

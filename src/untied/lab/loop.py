@@ -98,7 +98,10 @@ class Run:
         self.rule: Rule = parse(config.rule)
         self.plan = Plan(config.phases, self.rule, config.epochs, len(self.data.train))
         self.model = prepared(network(config, self.data), config.devices, fabric)
-        self.objective = fabric.setup_module(Objective(self.model, config.label_smoothing))
+        objective = Objective(self.model, config.label_smoothing)
+        if config.devices.compile:
+            objective.compile()
+        self.objective = fabric.setup_module(objective)
         task, align = self.plan.counts()
         size = config.data.batch_size
         self.optimizers = Optimizers(self.model, self.rule, config.forward, config.backward, task, align, size)
@@ -429,8 +432,8 @@ def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConf
     torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
 
     def loss() -> Tensor:
-        with fabric.autocast():  # not model(...): what is compiled was compiled without these measurements
-            return F.cross_entropy(model.forward(images[:size]), labels[:size])
+        with fabric.autocast():
+            return F.cross_entropy(model(images[:size]), labels[:size])
 
     metrics: dict[str, Any] = {"norm_ratio": untied.metrics.norm_ratios(model)}
     if config.angles == "weights":

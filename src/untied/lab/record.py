@@ -102,9 +102,9 @@ class RunFolder:
 
     # writing
 
-    def write_config(self, config: DataclassInstance) -> None:
-        """Write environment.json and config.yaml, a dataclass instance as YAML."""
-        settings = plain(dataclasses.asdict(config))
+    def write_config(self, config: DataclassInstance | Mapping[str, Any]) -> None:
+        """Write environment.json and config.yaml, a dataclass instance or plain values as YAML."""
+        settings = plain(config)
         self.write_json(ENVIRONMENT, environment())
         self.write_text(
             CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.evaluate = self._evaluate
 
     def forward(
         self, images: Tensor, labels: Tensor, task: bool, align: bool, progress: float, step: int
@@ -59,14 +61,22 @@ class Objective(nn.Module):
         """(J, R, logits). Without ``task`` or ``align`` that part's work is left out, and its weights' gradients are
         zeros: DDP waits for every one of them."""
         with untied.record(self.model, progress=progress, step=step, align=align) as tape:
-            with nullcontext() if task else torch.no_grad():
-                logits = self.model(images)
-                J = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            R = tape.penalty()
+            J, R, logits = self.evaluate(images, labels, task, tape)
         if not task:
             W = [w for w in untied.parameter_groups(self.model)[0] if w.requires_grad]
             J = LossTerm.apply(J, len(W), *W, *map(torch.zeros_like, W))
         return J, R, logits
+
+    def _evaluate(self, images: Tensor, labels: Tensor, task: bool, tape: untied.Tape) -> tuple[Tensor, Tensor, Tensor]:
+        with nullcontext() if task else torch.no_grad():
+            logits = self.model(images)
+            J = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return J, tape.penalty(), logits
+
+    def compile(self, **options: Any) -> None:
+        """Compile network, loss and R as one graph, in place. What a step settles beforehand, such as coefficients on a
+        schedule, stays outside, so that no step compiles anew. ``options``: of torch.compile."""
+        self.evaluate = torch.compile(self._evaluate, **options)
 
 
 def training_step(

@@ -1,4 +1,6 @@
-"""What a training step of each rule costs, relative to backpropagation in the plain network."""
+"""One training step on the clock: the plain network's and any rule's, interleaved. The one way in which cost is
+measured, for `untied bench` and for the column "step cost" of `untied compare`.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +8,204 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import untied
-from untied.algebra import Alignment
+from untied.algebra import Alignment, Rule
 from untied.lab.config import CompareConfig, OptimizerConfig, parse_entry
 from untied.lab.loop import dataset, network
 from untied.lab.optim import Group, Optimizers
 from untied.lab.step import Objective, training_step
 
-__all__ = ["step_costs"]
+__all__ = [
+    "WARMING",
+    "Clock",
+    "Parts",
+    "Step",
+    "in_precision",
+    "interleaved",
+    "plain_step",
+    "step_costs",
+    "untied_step",
+]
 
 WARMING = 2  # rounds that are not counted
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
-def step_costs(config: CompareConfig) -> dict[str, float]:
-    """By rule: the median over rounds of its step time over that of the plain, unconverted network in the same round.
+class Parts(NamedTuple):
+    """Seconds of one step."""
 
-    Rounds are interleaved (plain, A, B, plain, A, B, ...), so that a busy machine slows all of them alike. A rule with
-    ``every=k`` takes k steps a round, of which the mean counts.
+    forward: float
+    """The forward pass, J and R, with the gradient of R that is made there."""
+    backward: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+class Clock:
+    """Times between marks: CUDA events on a GPU, else a clock of this process.
+
+    Args:
+        cpu: count this process's CPU time instead of the time that passes: for a machine that others use too. With
+            several threads it is the sum over them.
     """
-    data = dataset(config.data, config.first_seed, config.device)
-    images, labels = next(iter(data.train.epoch(0)))
-    plain = untied.tie_(network(config.run("bp", config.first_seed), data)).to(config.device).train()
-    group = Group.of([{"params": list(plain.parameters())}], _still(config.forward), steps=10**9)
 
-    def plain_step() -> None:
+    def __init__(self, device: str = "cpu", cpu: bool = False) -> None:
+        self.cuda = torch.device(device).type == "cuda"
+        self.mps = torch.device(device).type == "mps"
+        self.now: Callable[[], float] = time.process_time if cpu else time.perf_counter
+        self.marks: list[float | torch.cuda.Event] = []
+
+    def start(self) -> None:
+        """Begin a step, when all before it is done."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        self.marks.clear()
+        self.mark()
+
+    def mark(self) -> None:
+        """A part of the step ends here."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            if self.mps:
+                torch.mps.synchronize()
+            self.marks.append(self.now())
+
+    def parts(self) -> Parts:
+        """Of the step that has ended."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            return Parts(*(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self.marks)))  # type: ignore[union-attr,arg-type]
+        return Parts(*(b - a for a, b in itertools.pairwise(self.marks)))  # type: ignore[operator]
+
+
+class Step(NamedTuple):
+    """A training step that can be run again and again."""
+
+    run: Callable[[Clock], None]
+    model: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    period: int = 1
+    """How many make a whole (``every``)."""
+
+    def tensors(self) -> list[Tensor]:
+        """What stays from step to step: weights, buffers, the optimizers' state."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        kept = [v for state in states for v in state.values() if isinstance(v, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *kept]
+
+
+def in_precision(module: nn.Module, device: str, precision: str) -> nn.Module:
+    """The module, called under autocast: "32", "bf16" or "16"."""
+    return module if precision == "32" else _Autocast(module, torch.device(device).type, DTYPES[precision])
+
+
+class _Autocast(nn.Module):
+    def __init__(self, module: nn.Module, device: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.device, self.dtype = module, device, dtype
+        if isinstance(module, Objective):
+            self.model = module.model  # where training_step looks for the culprit of a loss that is not finite
+
+    def forward(self, *given: object) -> object:
+        with torch.autocast(self.device, self.dtype):
+            return self.module(*given)
+
+
+class _Task(nn.Module):
+    """What `Objective` is without R."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images), labels)
+
+
+def plain_step(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    forward: OptimizerConfig,
+    precision: str = "32",
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **compile: object,
+) -> Step:
+    """Backpropagation in a network of PyTorch's own layers.
+
+    Args:
+        wrap: such as DistributedDataParallel, around what computes the loss.
+        **compile: arguments of torch.compile, if it is to be compiled.
+    """
+    inner = _Task(model)
+    if compile:
+        inner.compile(**compile)
+    task = wrap(in_precision(inner, str(images.device), precision))
+    W = list(model.parameters())
+    parts: list[dict[str, Any]] = [
+        {"params": [w for w in W if w.dim() > 1]},
+        {"params": [w for w in W if w.dim() <= 1], "weight_decay": 0.0},
+    ]
+    group = Group.of(parts, _still(forward), steps=10**9)
+
+    def run(clock: Clock) -> None:
+        clock.start()
         group.optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(plain(images), labels).backward()
+        loss = task(images, labels)
+        bool(torch.isfinite(loss.detach()))  # as training_step looks
+        clock.mark()
+        loss.backward()
+        clock.mark()
         group.move()
+        clock.mark()
 
-    def step_of(entry: str) -> tuple[Callable[[], None], int]:
-        rule, backward = parse_entry(entry, config.backward)
-        model = network(config.run(entry, config.first_seed), data).to(config.device).train()
-        objective = Objective(model)
-        optimizers = Optimizers(model, rule, _still(config.forward), _still(backward), steps=10**9)
-        count = itertools.count()
+    return Step(run, model, (group.optimizer,))
 
-        def step() -> None:
-            training_step(objective, images, labels, optimizers, progress=0.0, step=next(count))
 
-        return step, rule.every if isinstance(rule, Alignment) else 1
+def untied_step(
+    model: nn.Module,
+    rule: Rule,
+    images: Tensor,
+    labels: Tensor,
+    forward: OptimizerConfig,
+    backward: OptimizerConfig,
+    precision: str = "32",
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **compile: object,
+) -> Step:
+    """`training_step` in a converted network: with R, and both optimizers."""
+    inner = Objective(model)
+    if compile:
+        inner.compile(**compile)
+    objective = wrap(in_precision(inner, str(images.device), precision))
+    optimizers = Optimizers(model, rule, _still(forward), _still(backward), steps=10**9)
+    count = itertools.count()
 
-    steps = [(plain_step, 1), *(step_of(entry) for entry in config.rules)]
-    rounds = []
-    for _ in range(WARMING + config.timing_steps):
-        times = []
-        for step, times_each in steps:
-            before = _now(config.device)
-            for _ in range(times_each):
-                step()
-            times.append((_now(config.device) - before) / times_each)
-        rounds.append([t / times[0] for t in times[1:]])
-    return {
-        entry: statistics.median(ratios)
-        for entry, ratios in zip(config.rules, zip(*rounds[WARMING:], strict=True), strict=True)
-    }
+    def run(clock: Clock) -> None:
+        def back(loss: Tensor) -> None:
+            clock.mark()
+            loss.backward()
+            clock.mark()
+
+        clock.start()
+        training_step(objective, images, labels, optimizers, progress=0.0, step=next(count), backward=back)
+        clock.mark()
+
+    own = tuple(group.optimizer for group in optimizers.all)
+    return Step(run, model, own, rule.every if isinstance(rule, Alignment) else 1)
 
 
 def _still(config: OptimizerConfig) -> OptimizerConfig:
@@ -72,7 +213,34 @@ def _still(config: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(config, lr=1e-12)
 
 
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def interleaved(
+    steps: Mapping[str, Step], clock: Clock, rounds: int, warming: int = WARMING
+) -> Iterator[dict[str, Parts]]:
+    """Rounds of one step each (A, B, C, A, B, C, ...), so that a busy machine slows all of them alike.
+
+    A step with a period takes so many in a round, of which the mean counts. The first ``warming`` rounds are not given.
+    """
+    for number in range(warming + rounds):
+        found = {}
+        for name, step in steps.items():
+            each = []
+            for _ in range(step.period):
+                step.run(clock)
+                each.append(clock.parts())
+            found[name] = Parts(*(statistics.fmean(values) for values in zip(*each, strict=True)))
+        if number >= warming:
+            yield found
+
+
+def step_costs(config: CompareConfig) -> dict[str, float]:
+    """By rule: the median over rounds of its step time over the plain, unconverted network's in the same round."""
+    data = dataset(config.data, config.first_seed, config.device)
+    images, labels = next(iter(data.train.epoch(0)))
+    plain = untied.tie_(network(config.run("bp", config.first_seed), data)).to(config.device).train()
+    steps = {"": plain_step(plain, images, labels, config.forward)}
+    for entry in config.rules:
+        rule, backward = parse_entry(entry, config.backward)
+        model = network(config.run(entry, config.first_seed), data).to(config.device).train()
+        steps[entry] = untied_step(model, rule, images, labels, config.forward, backward)
+    found = list(interleaved(steps, Clock(config.device), config.timing_steps))
+    return {entry: statistics.median(r[entry].total / r[""].total for r in found) for entry in config.rules}

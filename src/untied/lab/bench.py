@@ -1,0 +1,472 @@
+"""`untied bench`: what a training step of each rule costs, measured beside counted, over plain PyTorch's."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import gc
+import io
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import untied
+from untied.algebra import Alignment, Rule
+from untied.errors import UntiedError
+from untied.lab import plots, report
+from untied.lab.config import OptimizerConfig, parse_entry
+from untied.lab.devices import single_device
+from untied.lab.memory import Held
+from untied.lab.models import build
+from untied.lab.reading import from_mapping
+from untied.lab.record import RunFolder
+from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
+
+__all__ = ["BenchConfig", "again", "bench", "speed_figure"]
+
+PLAIN, CONTROL = "plain", "plain again"
+PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "wgrad", "dgrad", "fprop")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time training steps of each rule against the same network of plain PyTorch layers, interleaved.
+
+    Every model is timed with every batch size, precision and so on; images are random.
+    """
+
+    rules: tuple[str, ...] = ("bp", "fa", "kp", "usf", "sa", "wm", "aa", "ia")
+    """Learning rules, each perhaps with its optimizer, as in "aa @ Adam(lr=0.003)"; bare names have no tuned settings
+    here."""
+    models: tuple[str, ...] = ("resnet18",)
+    """Networks: mlp-256-128, cnn, resnet18-w16, torchvision:NAME, timm:NAME, ..."""
+    batches: tuple[int, ...] = (64,)
+    """Images in a step."""
+    precisions: tuple[Literal["32", "bf16", "16"], ...] = ("32",)
+    """32; or mixed with bfloat16 or float16 (autocast, without loss scaling)."""
+    fractions: tuple[float, ...] = (1.0,)
+    """Shares of the batch on which rules that see activity are evaluated: a row each."""
+    compile: tuple[bool, ...] = (False,)
+    """Whether the whole step, R included, is compiled with torch.compile: False, True, or both."""
+    backend: str = "inductor"
+    """Of torch.compile."""
+    rounds: int = 15
+    """Rounds that are counted, of one step of each rule."""
+    profile: int = 3
+    """Further rounds under PyTorch's profiler, for the share of layer products in a step; 0 leaves it out."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """The time that passes; or, on a machine that others use too, this process's CPU time (with --threads 1)."""
+    threads: int | None = None
+    """Of the CPU; PyTorch's choice if left out."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    classes: int = 10
+    """Outputs of the network."""
+    channels_last: bool = True
+    """Keep convolutions' tensors with channels last."""
+    forward: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
+    """Of the forward weights, and of the plain network."""
+    backward: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """Of the backward weights."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """Folder for everything that is written; runs/bench-TIME by default."""
+    overwrite: bool = False
+    """Replace an earlier run in that folder."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("profile", 0), ("image_size", 1), ("classes", 1)):
+            if getattr(self, name) < least:
+                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for name in ("rules", "models", "batches", "precisions", "fractions", "compile"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise UntiedError(f"{name} is {' '.join(map(str, given)) or 'empty'}: name at least one, each once")
+        if min(self.batches) < 1:
+            raise UntiedError(f"batches has {min(self.batches)}: a step has at least 1 image")
+        if not all(0 < f <= 1 for f in self.fractions):
+            raise UntiedError(f"fractions is {' '.join(map(str, self.fractions))}: each is above 0 and at most 1")
+        if self.threads is not None and self.threads < 1:
+            raise UntiedError(f"threads is {self.threads}: it must be at least 1, or left out")
+        if self.clock == "cpu" and torch.device(self.device).type != "cpu":
+            raise UntiedError(f"clock is cpu and device {self.device}: CPU time says nothing of it; use wall")
+        for rule in self.rules:
+            parse_entry(rule, self.backward)
+
+    @property
+    def entries(self) -> dict[str, tuple[Rule, OptimizerConfig]]:
+        """The rows: by label, rule and optimizer of the backward weights."""
+        found = {}
+        for text, fraction in itertools.product(self.rules, self.fractions):
+            rule, backward = parse_entry(text, self.backward)
+            if fraction < 1:
+                if not isinstance(rule, Alignment) or not rule.needs_data:
+                    continue
+                rule = parse_entry(f"{text.partition('@')[0]}", self.backward)[0]
+                text = f"{text} on {fraction:g}"
+                rule.fraction = fraction  # type: ignore[attr-defined]
+            found[text] = rule, backward
+        return found
+
+    @property
+    def cases(self) -> list[Case]:
+        """Everything else that is varied, one after the other."""
+        return list(
+            itertools.starmap(Case, itertools.product(self.models, self.batches, self.precisions, self.compile))
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all rules of a table have in common."""
+
+    model: str
+    batch: int
+    precision: str
+    compile: bool
+
+    def __str__(self) -> str:
+        precision = "float32" if self.precision == "32" else f"{self.precision} mixed"
+        return f"{self.model}, batch {self.batch}, {precision}" + (", compiled" if self.compile else "")
+
+
+def bench(config: BenchConfig, console: Console | None = None) -> int:
+    """Measure, and write the folder. Returns 0, or 130 if interrupted: what was measured is kept.
+
+    Raises:
+        UntiedError: an unknown model, rule or device, or an output folder in use.
+    """
+    console = console or Console()
+    for precision in config.precisions:
+        single_device(config.device, precision)
+    for case in config.cases:
+        with torch.device("meta"):
+            _network(config, case)
+    out = config.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S")
+    config = dataclasses.replace(config, out=out, threads=config.threads or torch.get_num_threads())
+    folder = RunFolder.create(out, config, overwrite=config.overwrite)
+    interrupted = False
+    with _threads(config.threads or 1):
+        for case in config.cases:
+            try:
+                with console.status(f"{case}") as status:
+                    for number, line in enumerate(_measure(config, case)):
+                        folder.append(line)
+                        status.update(f"{case}: {number} of {config.rounds + config.profile} rounds")
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+    _finish(folder, config, console)
+    if interrupted:
+        console.print("interrupted: what was measured is kept", highlight=False)
+    return 130 if interrupted else 0
+
+
+def again(path: Path, console: Console | None = None) -> int:
+    """Write a folder's tables, figure and page again, from what it holds. Returns 0."""
+    folder = RunFolder.open(path)
+    _finish(folder, from_mapping(BenchConfig, folder.config(), f"config of {path}"), console or Console())
+    return 0
+
+
+# Measuring
+
+
+def _network(config: BenchConfig, case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    size = config.image_size
+    model = build(case.model, input_shape=(3, size, size), classes=config.classes).train()
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
+def _steps(config: BenchConfig, case: Case, compiled: bool) -> dict[str, Step]:
+    """The plain network, the same once more as a null control, and every rule's."""
+    shape = (case.batch, 3, config.image_size, config.image_size)
+    images = torch.randn(shape, device=config.device)
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(config.classes, (case.batch,), device=config.device)
+    options: dict[str, Any] = {"fullgraph": True, "backend": config.backend} if compiled else {}
+    steps = {}
+    for name in (PLAIN, CONTROL):
+        model = _network(config, case).to(config.device)
+        steps[name] = plain_step(model, images, labels, config.forward, case.precision, **options)
+    for name, (rule, backward) in config.entries.items():
+        model = _network(config, case)
+        untied.untie_(model, rule)
+        model.to(config.device)
+        steps[name] = untied_step(model, rule, images, labels, config.forward, backward, case.precision, **options)
+    return steps
+
+
+def _measure(config: BenchConfig, case: Case) -> Iterator[dict[str, Any]]:
+    """Lines of metrics.jsonl: what is counted, then a line a round, then a line a round under the profiler."""
+    about = dataclasses.asdict(case)
+    clock = Clock(config.device, config.clock == "cpu")
+    steps = _steps(config, case, compiled=False)
+    counted = {name: _counted(step, clock) for name, step in steps.items()}
+    first: dict[str, float] = {}
+    if case.compile:
+        torch._dynamo.reset()
+        del steps
+        gc.collect()
+        steps = _steps(config, case, compiled=True)
+        for name, step in steps.items():
+            before = time.perf_counter()
+            step.run(clock)
+            first[name] = time.perf_counter() - before
+    yield about | {"kind": "counted", "rules": counted, "first_step": first}
+    for found in interleaved(steps, clock, config.rounds):
+        yield about | {"kind": "round", "rules": {name: parts._asdict() for name, parts in found.items()}}
+    for _ in range(config.profile):
+        yield about | {"kind": "profile", "rules": {name: _profiled(step, clock) for name, step in steps.items()}}
+
+
+def _counted(step: Step, clock: Clock) -> dict[str, int]:
+    """Floating-point operations of a step, and the bytes it holds at its highest, what stays included."""
+    flops = peak = 0
+    for _ in range(step.period):
+        with FlopCounterMode(display=False) as counter:
+            step.run(clock)
+        flops += counter.get_total_flops()
+    gc.collect()
+    for parameter in step.model.parameters():
+        parameter.grad = None
+    with Held(step.tensors()) as held:
+        step.run(clock)
+    peak = held.peak
+    backward = sum(_bytes(p) for n, p in step.model.named_parameters() if n.endswith("backward_weight"))
+    return {"flops": flops // step.period, "peak": peak, "backward_weights": backward}
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def _profiled(step: Step, clock: Clock) -> dict[str, float]:
+    """Seconds in kernels that multiply, and in all others, of one step."""
+    cuda = clock.cuda
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with _quiet(), profile(activities=activities, acc_events=True) as seen:
+        step.run(clock)
+    products = rest = 0.0
+    for event in seen.key_averages():
+        own = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        if any(word in event.key.lower() for word in PRODUCTS):
+            products += own
+        else:
+            rest += own
+    return {"products": products, "rest": rest}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the profiler's library writes to standard error by itself."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# What is written
+
+
+def table_rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each case and rule; seconds are medians, ratios are to the plain network in the same round."""
+    rows = []
+    for case in dict.fromkeys(_case(line) for line in metrics):
+        lines = [line for line in metrics if _case(line) == case]
+        rounds = [line["rules"] for line in lines if line["kind"] == "round"]
+        counted = next((line for line in lines if line["kind"] == "counted"), None)
+        profiles = [line["rules"] for line in lines if line["kind"] == "profile"]
+        if not rounds or counted is None:
+            continue
+        for name in rounds[0]:
+            own = [r[name] for r in rounds]
+            totals = [sum(r.values()) for r in own]
+            ratios = sorted(t / sum(r[PLAIN].values()) for t, r in zip(totals, rounds, strict=True))
+            about, plain = counted["rules"][name], counted["rules"][PLAIN]
+            median = {part: statistics.median(r[part] for r in own) for part in ("forward", "backward", "optimizer")}
+            rows.append({
+                **dataclasses.asdict(case), "rule": name, "rounds": len(rounds),
+                "ratio": statistics.median(ratios), "low": _quantile(ratios, 0.25), "high": _quantile(ratios, 0.75),
+                "counted": about["flops"] / plain["flops"],
+                "products": _over(profiles, name, "products"), "rest": _over(profiles, name, "rest"),
+                **median, "images_per_second": case.batch / statistics.median(totals),
+                "peak_mb": about["peak"] / 1e6, "above_plain_mb": (about["peak"] - plain["peak"]) / 1e6,
+                "backward_weights_mb": about["backward_weights"] / 1e6,
+                "first_step": counted["first_step"].get(name), "ratios": ratios,
+            })  # fmt: skip
+    return rows
+
+
+def _case(line: Mapping[str, Any]) -> Case:
+    return Case(line["model"], line["batch"], line["precision"], line["compile"])
+
+
+def _over(profiles: Sequence[Mapping[str, Any]], name: str, what: str) -> float | None:
+    """A rule's time in some kernels, beyond the plain network's in them, over the plain network's whole step."""
+    plain = [sum(p[PLAIN].values()) for p in profiles]
+    found = [(p[name][what] - p[PLAIN][what]) / whole for p, whole in zip(profiles, plain, strict=True) if whole]
+    return statistics.median(found) if found else None
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    at = q * (len(values) - 1)
+    low = int(at)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (at - low) * (values[high] - values[low])
+
+
+HEADS = {
+    "rule": "rule", "ratio": "step / plain", "spread": "middle half", "counted": "counted", "products": "+ products",
+    "rest": "+ the rest", "forward": "forward (ms)", "backward": "backward (ms)", "optimizer": "optimizer (ms)",
+    "images_per_second": "images/s", "above_plain_mb": "memory above plain (MB)", "first_step": "first step (s)",
+}  # fmt: skip
+
+
+NARROW = {
+    "rule": "rule", "ratio": "step /\nplain", "spread": "middle half", "counted": "counted",
+    "images_per_second": "images/s", "above_plain_mb": "memory\n+MB", "first_step": "first\nstep (s)",
+}  # fmt: skip
+
+
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as text, by the keys of ``HEADS``."""
+    texts = {"rule": str(row["rule"])}
+    for key, form, scale in (
+        ("ratio", ".3f", 1.0), ("counted", ".3f", 1.0), ("products", "+.3f", 1.0), ("rest", "+.3f", 1.0),
+        ("forward", ".1f", 1e3), ("backward", ".1f", 1e3), ("optimizer", ".1f", 1e3),
+        ("images_per_second", ".1f", 1.0), ("above_plain_mb", ".1f", 1.0), ("first_step", ".1f", 1.0),
+    ):  # fmt: skip
+        value = row.get(key)
+        texts[key] = "–" if value is None else f"{scale * value:{form}}"
+    return texts | {"spread": f"{row['low']:.3f} – {row['high']:.3f}"}
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of which something is known."""
+    return [key for key in HEADS if key == "spread" or any(row.get(key) is not None for row in rows)]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each case."""
+    text = ""
+    for case, own in _by_case(rows):
+        shown = _shown(own)
+        lines = [[HEADS[key] for key in shown], [":--" if key == "rule" else "--:" for key in shown]]
+        lines += [[f"`{cells(row)[key]}`" if key == "rule" else cells(row)[key] for key in shown] for row in own]
+        text += f"**{case}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return text
+
+
+def _by_case(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Case, list[Mapping[str, Any]]]]:
+    cases = dict.fromkeys(_case(row) for row in rows)
+    return [(case, [row for row in rows if _case(row) == case]) for case in cases]
+
+
+def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
+    rows = table_rows(folder.metrics())
+    folder.write_json("results.json", rows)
+    folder.write_text("table.md", markdown(rows))
+    out = io.StringIO()
+    keys = [key for key in (rows[0] if rows else {}) if key != "ratios"]
+    writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    folder.write_text("table.csv", out.getvalue())
+    if not rows:
+        console.print(f"nothing was measured; {folder.path} has the configuration", highlight=False)
+        return
+    plots.save(speed_figure(rows), folder.path / "figures", "cost")
+    sections = [
+        report.Section(str(case), rows=[{HEADS[k]: cells(row)[k] for k in _shown(own)} for row in own])
+        for case, own in _by_case(rows)
+    ]
+    page = report.write_html(
+        folder, rows=[], title="What a training step costs", summary=SUMMARY, sections=sections, captions=CAPTIONS
+    )
+    for case, own in _by_case(rows):
+        narrow = {key: NARROW[key] for key in _shown(own) if key in NARROW}  # for 80 columns
+        table = Table(title=str(case), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+        for key, head in narrow.items():
+            table.add_column(head, justify="left" if key == "rule" else "right", no_wrap=key != "rule")
+        for row in own:
+            table.add_row(*(cells(row)[key] for key in narrow))
+        console.print(table)
+    console.print(f"folder {folder.path}\npage   {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+SUMMARY = (
+    "The time of a whole training step (forward, loss, R, backward, optimizers) over that of the same network of plain "
+    "PyTorch layers with its optimizer, step by step in turn: the median over rounds of the ratio within a round, and "
+    "the range of its middle half. 'plain again' is a second copy of the plain network: what differs from 1 there is "
+    "the machine's noise. Counted: floating-point operations of products, over the plain network's. + products and + "
+    "the rest: where the additional time goes, in parts of a plain step, by PyTorch's profiler. Memory: tensors at "
+    "their highest, weights and optimizer state included."
+)
+CAPTIONS = {
+    "cost": "A dot is a round, the bar the median, the diamond what is counted in multiplications. At 1: plain PyTorch."
+}
+
+
+def speed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A panel a case: the ratio of each round, the median, and what is counted."""
+    cases = _by_case(rows)
+    with matplotlib.rc_context(plots.STYLE):
+        height = sum(0.9 + 0.32 * len(own) for _, own in cases)
+        figure = Figure(figsize=(8.5, 0.5 + height), layout="constrained")
+        grid = figure.subplots(
+            len(cases), 1, squeeze=False, sharex=True, height_ratios=[0.9 + 0.32 * len(own) for _, own in cases]
+        )
+        highest = max(max(row["counted"], _quantile(sorted(row["ratios"]), 0.9)) for row in rows)
+        palette = plots.colours([row["rule"] for row in rows])
+        for axes, (case, own) in zip(grid[:, 0], cases, strict=True):
+            own = [row for row in own if row["rule"] != PLAIN]
+            for y, row in enumerate(own):
+                colour = palette[row["rule"]]
+                axes.plot(row["ratios"], [y] * len(row["ratios"]), "o", color=colour, alpha=0.35, markersize=4)
+                axes.plot([row["ratio"]] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=2.5)
+                axes.plot(row["counted"], y, "D", color="black", markersize=5, markerfacecolor="none")
+                axes.annotate(
+                    f"{row['ratio']:.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9
+                )
+            axes.axvline(1, color="black", linestyle=":", linewidth=1, zorder=0)
+            axes.set_yticks(range(len(own)), [row["rule"] for row in own])
+            axes.set(title=str(case), ylim=(len(own) - 0.5, -0.5), xlim=(0.85, max(1.15, highest + 0.1)))
+            axes.grid(axis="y", visible=False)
+        grid[-1, 0].set_xlabel("time of a step over plain PyTorch's (◇ counted)")
+        return figure
