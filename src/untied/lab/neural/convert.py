@@ -199,7 +199,7 @@ def dropped(fields: dict[str, Array], what: str) -> dict[str, Array]:
         return fields
     responses = fields["responses"]
     repeats = responses if responses.ndim == 3 else responses[:, :, None]
-    known = np.isfinite(repeats).any(2)
+    known: Array = np.asarray(np.isfinite(repeats).any(axis=2))
     if what == "images":
         return kept(fields, known.all(1), ("responses", "stimulus", "images", "image_paths"), len(known), True)
     values = np.where(np.isfinite(repeats), repeats, 0.0).sum(2) / np.isfinite(repeats).sum(2).clip(min=1)

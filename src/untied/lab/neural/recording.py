@@ -169,7 +169,7 @@ def content_of(picture: Picture) -> str:
         return hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).hexdigest()
     except OSError as error:
         raise UntiedError(
-            f"cannot read {picture}: {error.strerror}; image_paths are relative to the recording"
+            f"cannot read {picture!s}: {error.strerror}; image_paths are relative to the recording"
         ) from None
 
 
