@@ -109,7 +109,8 @@ def timing(maps: list[str], images: int = 1000, neurons: int = 200) -> None:
         began = time.perf_counter()
     made = environment()
     row = {"layers": len(layers), "images": images, "neurons": neurons, "splits": 5, "inner folds": 3,
-           **{f"{k} (s)": f"{v:.1f}" for k, v in spent.items()}, "processor time (s)": f"{time.process_time() - cpu:.1f}",
+           **{f"{k} (s)": f"{v:.1f}" for k, v in spent.items()},
+           "processor time (s)": f"{time.process_time() - cpu:.1f}",
            "threads": torch.get_num_threads(),
            "cpu": made["machine"]["cpu"], "commit": (made["git"] or {}).get("commit", "unknown")[:9],
            "date": made["date"]}  # fmt: skip

@@ -201,9 +201,11 @@ def dropped(fields: dict[str, Array], what: str) -> dict[str, Array]:
     repeats = responses if responses.ndim == 3 else responses[:, :, None]
     known: Array = np.asarray(np.isfinite(repeats).any(axis=2))
     if what == "images":
-        return kept(fields, known.all(1), ("responses", "stimulus", "images", "image_paths"), len(known), True)
+        return kept(
+            fields, np.asarray(known.all(axis=1)), ("responses", "stimulus", "images", "image_paths"), len(known), True
+        )
     values = np.where(np.isfinite(repeats), repeats, 0.0).sum(2) / np.isfinite(repeats).sum(2).clip(min=1)
-    whole = known.all(0) & (np.ptp(values, axis=0) > 0)
+    whole: Array = np.asarray(known.all(axis=0) & (np.ptp(values, axis=0) > 0))
     fields = {**fields, "responses": np.moveaxis(responses, 1, 0)}
     fields = kept(fields, whole, ("responses", "region", "subject", "neuron", "reliability"), known.shape[1], False)
     return {**fields, "responses": np.moveaxis(fields["responses"], 0, 1)}

@@ -203,17 +203,19 @@ def crossovers(rows: Rows) -> list[dict[str, str]]:
 
 
 def crossing(gaps: Sequence[tuple[float, float]]) -> str:
-    """Where differences over σ turn positive for good, in words."""
-    last = max((i for i, (_, gap) in enumerate(gaps) if gap <= 0), default=-1)
-    if last == len(gaps) - 1:
+    """Where differences over σ turn positive first, and up to which σ they stay so, in words."""
+    first = next((i for i, (_, gap) in enumerate(gaps) if gap > 0), None)
+    if first is None:
         return "none up to the largest σ"
-    if last == -1:
-        return "already without noise"
-    (low, under), (high, over) = gaps[last], gaps[last + 1]
+    end = next((i for i in range(first, len(gaps)) if gaps[i][1] <= 0), None)
+    until = "" if end is None else f", until {gaps[end - 1][0]:g}"
+    if first == 0:
+        return f"already without noise{until}"
+    (low, under), (high, over) = gaps[first - 1], gaps[first]
     if low == 0:
-        return f"below {high:g}"
+        return f"below {high:g}{until}"
     share = under / (under - over)
-    return f"{math.exp(math.log(low) + share * (math.log(high) - math.log(low))):.2g}"
+    return f"{math.exp(math.log(low) + share * (math.log(high) - math.log(low))):.2g}{until}"
 
 
 def values_of(rows: Rows) -> list[float]:

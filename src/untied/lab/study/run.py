@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 import yaml
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -116,10 +118,12 @@ def with_sampler(study: optuna.Study, config: StudyConfig, worker: int = 0) -> N
     if not isinstance(config, SearchConfig):
         study.pruner = optuna.pruners.NopPruner()
         return
-    study.sampler = optuna.samplers.TPESampler(
-        multivariate=True, group=True, constant_liar=True, n_startup_trials=config.startup,
-        seed=config.sampler_seed + worker,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of what TPE calls group
+        study.sampler = optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, n_startup_trials=config.startup,
+            seed=config.sampler_seed + worker,
+        )  # fmt: skip
     if config.prune == "median":
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=config.prune_after)
     elif config.prune == "hyperband":

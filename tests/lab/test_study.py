@@ -1,0 +1,148 @@
+"""Studies in this process: spaces, who takes part, the queue, a search, a transfer, noise, and what they end with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from runs import DATA, silent, small
+from untied.errors import UntiedError
+from untied.lab.config import TrainConfig
+from untied.lab.data import DataConfig
+from untied.lab.study import report
+from untied.lab.study.config import NoiseConfig, SearchConfig, TransferConfig, entrant
+from untied.lab.study.run import again, run, show
+from untied.lab.study.space import Space, shipped, space
+from untied.lab.study.storage import open_storage, patiently, with_driver, without_password
+from untied.rules import parse
+
+SPACE = {"parameters": {"amp": {"low": "1e-3", "high": 1.0, "log": True}, "optimizer": ["SGD", "Adam"],
+                        "momentum": {"low": 0.0, "high": 0.9, "when": {"optimizer": "SGD"}}},
+         "run": {"rule": {"of": "wm", "amp": "{amp}", "noise": "normal"},
+                 "backward": {"name": "{optimizer}", "momentum": "{momentum}"}}}  # fmt: skip
+
+
+def common(**changes: Any) -> TrainConfig:
+    return small(data=DataConfig(**{**DATA.__dict__, "validation": 0.2}), angles="weights", **changes)
+
+
+def test_a_space_leaves_out_what_is_not_there() -> None:
+    own = Space.of(SPACE, "space")
+    assert own.fill({"amp": 0.5, "optimizer": "Adam"}) == {
+        "rule": "wm(amp=0.5, noise=normal)", "backward": {"name": "Adam"}}  # fmt: skip
+    assert own.fill({"amp": 1e-3, "optimizer": "SGD", "momentum": 0.1})["backward"] == {"name": "SGD", "momentum": 0.1}
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_every_shipped_space_makes_configurations(name: str) -> None:
+    config = SearchConfig(space=name, run=common())
+    definition = config.define()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        [made] = config.configs(definition, study.ask())
+        assert parse(made.rule).aligns and made.evaluate_on == "validation"
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"parameters": {}}, "nothing to search"), ({"run": {"rule": "{b}"}}, "run has {b}"),
+    ({"parameters": {"a": {"low": 2, "high": 1}}}, "low must be below high"),
+    ({"parameters": {"a": [1], "b": {"low": 0, "high": 1, "when": {"c": 1}}}}, "not a parameter before it"),
+    ({"parameters": {"a": [1], "b": {"low": 0, "high": 1, "when": {"a": 2}}}}, "never is"),
+    ({"parameters": {"a": [1]}, "run": {}}, "used nowhere"), ({"more": 1}, "unknown key"),
+    ({"start": [{"amp": 5}]}, "not in the space"),
+])  # fmt: skip
+def test_a_wrong_space_is_one_line(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UntiedError, match=words):
+        Space.of(SPACE | change, "space")
+
+
+def test_unknown_space() -> None:
+    with pytest.raises(UntiedError, match="unknown space 'wmm': did you mean 'wm'"):
+        space("wmm")
+
+
+def test_who_takes_part() -> None:
+    assert entrant("aa", common())[1]["backward"]["name"] == "Adam"  # the tuned settings
+    label, part = entrant("mine: wm @ SGD(lr=0.5)", common())
+    assert label == "mine" and part["rule"] == "wm" and part["backward"]["lr"] == 0.5
+    assert entrant("recipe two-cores/resnet18-sa", common())[0] == "resnet18-sa"
+    with pytest.raises(UntiedError, match="not a run folder"):
+        entrant("best of nowhere", common())
+    with pytest.raises(UntiedError, match="two rules are called"):
+        TransferConfig(rules=("a: bp", "a: sa"), run=common()).define()
+
+
+def test_where_noise_goes() -> None:
+    config = NoiseConfig(run=common())
+    for rule, side in (("bp", "forward"), ("fa", "forward"), ("kp", "forward"), ("sa", "backward"), ("wm", "backward")):
+        assert config.changed({"rule": rule}, {"sigma": 0.3})[side] == {"noise": 0.3}
+
+
+def test_a_search_is_continued_and_its_best_transferred(tmp_path: Path) -> None:
+    """Five settings, two more; the best in two networks; everything again from the folder alone."""
+    search = SearchConfig(run=common(), trials=5, workers=0, out=tmp_path / "search", prune="none")
+    assert run(search, silent()) == 0
+    more = SearchConfig(run=common(), trials=7, workers=0, out=tmp_path / "search", prune="none")
+    assert run(more, silent()) == 0
+    rows = json.loads((tmp_path / "search/results.json").read_text())
+    assert [row["run"] for row in rows] == [f"{i:04d}" for i in range(7)]
+    assert show(tmp_path / "search", None, None, silent()) == 0
+    transfer = TransferConfig(run=common(), rules=("bp", f"tpe: best of {tmp_path / 'search'}", "broken: wm @ SGD(lr=1e9)"),
+                              models=("mlp-8", "mlp-4"), seeds=2, workers=0, out=tmp_path / "transfer")  # fmt: skip
+    assert run(transfer, silent()) == 0
+    rows = json.loads((tmp_path / "transfer/results.json").read_text())
+    assert len(rows) == 12 and len({row["run"] for row in rows}) == 12
+    for row in rows:  # a loss that is not finite counts at chance
+        assert (row["value"] == pytest.approx(1 / 3)) if row["failure"] else 0 <= row["value"] <= 1
+        assert bool(row["failure"]) == (row["params"]["rule"] == "broken")
+    (tmp_path / "transfer/study.db").unlink()
+    table = (tmp_path / "transfer/table.md").read_text()
+    (tmp_path / "transfer/table.md").unlink()
+    assert again(tmp_path / "transfer", silent()) == 0
+    assert (tmp_path / "transfer/table.md").read_text() == table and "2 not finite, early" in table
+    for name in ("table.csv", "index.html", "figures/transfer.png", "figures/transfer.svg"):
+        assert (tmp_path / "transfer" / name).stat().st_size > 0
+
+
+def test_another_study_under_the_same_name(tmp_path: Path) -> None:
+    assert run(NoiseConfig(run=common(epochs=1), rules=("bp",), models=("mlp-8",), sigmas=(0.0,), seeds=1, workers=0,
+                           out=tmp_path / "noise"), silent()) == 0  # fmt: skip
+    with pytest.raises(UntiedError, match=r"another run.epochs: 1; now given: 2"):
+        run(NoiseConfig(run=common(), rules=("bp",), models=("mlp-8",), sigmas=(0.0,), seeds=1, workers=0,
+                        out=tmp_path / "noise"), silent())  # fmt: skip
+
+
+def test_databases() -> None:
+    assert with_driver("postgres://u@h/d") == "postgresql+psycopg://u@h/d"
+    assert without_password("postgresql://u:secret@h/d") == "postgresql://u:***@h/d"
+    with pytest.raises(UntiedError, match="cannot read the storage nonsense"):
+        open_storage("nonsense")
+    with pytest.raises(UntiedError, match=r"cannot open the storage postgresql://u:\*\*\*@127.0.0.1:1/d"):
+        open_storage("postgresql://u:secret@127.0.0.1:1/d")
+
+
+def test_patience() -> None:
+    tries = itertools.count()
+
+    def call() -> int:
+        if next(tries) < 1:
+            raise OSError("away")
+        return 7
+
+    said: list[str] = []
+    assert patiently(call, say=said.append) == 7
+    assert said == ["the study's database does not answer (away); trying again"]
+
+
+@pytest.mark.parametrize("gaps, words", [
+    ([(0.0, -1.0), (0.1, -1.0)], "none up to the largest σ"), ([(0.0, 1.0), (0.1, 1.0)], "already without noise"),
+    ([(0.0, -1.0), (0.1, 1.0)], "below 0.1"), ([(0.01, -1.0), (0.1, 1.0)], "0.032"),
+    ([(0.01, -1.0), (0.1, 1.0), (1.0, -1.0)], "0.032, until 0.1"),
+])  # fmt: skip
+def test_where_a_rule_crosses_backpropagation(gaps: list[tuple[float, float]], words: str) -> None:
+    assert report.crossing(gaps) == words
