@@ -92,7 +92,8 @@ def test_a_search_is_continued_and_its_best_transferred(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "search/results.json").read_text())
     assert [row["run"] for row in rows] == [f"{i:04d}" for i in range(7)]
     assert show(tmp_path / "search", None, None, silent()) == 0
-    transfer = TransferConfig(run=common(), rules=("bp", f"tpe: best of {tmp_path / 'search'}", "broken: wm @ SGD(lr=1e9)"),
+    rules = ("bp", f"tpe: best of {tmp_path / 'search'}", "broken: wm @ SGD(lr=1e9)")
+    transfer = TransferConfig(run=common(), rules=rules,
                               models=("mlp-8", "mlp-4"), seeds=2, workers=0, out=tmp_path / "transfer")  # fmt: skip
     assert run(transfer, silent()) == 0
     rows = json.loads((tmp_path / "transfer/results.json").read_text())
