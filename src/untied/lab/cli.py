@@ -129,7 +129,7 @@ def report(arguments: list[str]) -> int:
         """Write the tables, figures and page of a run folder again, without training."""
 
         run: Annotated[Path, tyro.conf.Positional]
-        """The folder that untied compare, untied train or untied neural has written."""
+        """The run folder: what untied compare, train, search, transfer, noise, neural or bench has written."""
 
     run = read_config(Where, arguments, "untied report").run
     settings = RunFolder.open(run).config()
