@@ -107,7 +107,8 @@ def test_a_killed_worker_and_one_without_its_database(server: Path, tmp_path: Pa
         [result] = attempts[-1].user_attrs["results"]
         images = EPOCHS * 1077 // 64 * 64  # an attempt that went on from a checkpoint has trained fewer itself
         assert 0 < result["trained_images"] < images, result
-        lines = [json.loads(line) for line in (folder.path / "runs" / result["folder"] / "metrics.jsonl").open()]
+        text = (folder.path / "runs" / result["folder"] / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
     finish(queue, folder, definition, silent())
     rows = folder.read_json("results.json")
