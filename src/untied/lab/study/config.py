@@ -206,7 +206,10 @@ class GridConfig(StudyConfig):
 
 
 def _word(name: str, value: Any) -> str:
-    return value if isinstance(value, str) else f"{name}{value:g}"
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    return name + (short if float(short) == value else repr(value))  # another number is another run
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,10 @@ class Queue:
         """Put a run back that this worker stopped, with its checkpoint written."""
         self._close(claim.trial, released=True, gone=True)
 
+    def abandon(self, claim: Claim) -> None:
+        """Put a run back that this worker cannot go on with, though another may: it counts as one that died."""
+        self._close(claim.trial, gone=True)
+
     def refuse(self, claim: Claim, why: str) -> None:
         """Give a run up for good: its configuration cannot be trained."""
         self._close(claim.trial, refused=why)

@@ -167,7 +167,7 @@ def grid(kind: str, rows: Rows) -> tuple[list[list[str]], dict[str, Any]]:
             line.append(cells(values_of(own)) + note)
         table.append(line)
     draw = figures.noise if noisy else figures.transfer
-    return table, {kind: draw(points, models)}
+    return table, {kind: draw(points, models)} if models else {}
 
 
 def groups(rows: Rows) -> dict[tuple[str, str, float | None], list[Mapping[str, Any]]]:

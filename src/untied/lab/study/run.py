@@ -24,12 +24,12 @@ from untied.errors import UntiedError
 from untied.lab.compare import interruptible, say
 from untied.lab.loop import dataset
 from untied.lab.reading import read_mapping
-from untied.lab.record import RunFolder, file_name
+from untied.lab.record import ENVIRONMENT, RunFolder, file_name
 from untied.lab.study import report
 from untied.lab.study.config import CHANGEABLE, KINDS, SearchConfig, StudyConfig, kind_of
 from untied.lab.study.gpus import claim_gpu
 from untied.lab.study.queue import Queue
-from untied.lab.study.storage import create, load, open_storage
+from untied.lab.study.storage import create, load, open_storage, without_password
 from untied.lab.study.worker import Worker
 
 __all__ = ["again", "join", "read_study", "run", "show"]
@@ -87,11 +87,15 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
 
 
 def named(config: StudyConfig) -> StudyConfig:
-    """A study with its name, folder and database filled in."""
+    """A study with its name, folder and database filled in.
+
+    Raises:
+        UntiedError: the database's password is needed.
+    """
     name = config.name or (f"{config.kind}-{Path(config.space).stem}" if isinstance(config, SearchConfig)
                            else f"{config.kind}-{config.run.data.name}")  # fmt: skip
     out = config.out or Path("studies") / file_name(name)
-    storage = config.storage or f"sqlite:///{out.absolute() / 'study.db'}"
+    storage = whole(config.storage) or f"sqlite:///{out.absolute() / 'study.db'}"
     return dataclasses.replace(config, name=name, out=out, storage=storage)
 
 
@@ -108,9 +112,13 @@ def open_folder(path: Path, definition: dict[str, Any]) -> RunFolder:
             raise UntiedError(f"the folder {path} holds a run that is not a study: choose another --out")
         folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return folder
-    if path.exists() and any(p.name not in ("study.db", "study.log", "runs") for p in path.iterdir()):
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    ours = ("study.db", "study.db-journal", "study.log", "runs", ENVIRONMENT)  # of a command killed, or begun just now
+    if any(name not in ours and not name.endswith(".partial") for name in names):
         raise UntiedError(f"the folder {path} is not empty and does not hold a study: choose another --out")
-    return RunFolder.create(path, settings, within=("study.db", "study.log", "runs"))
+    folder = RunFolder(path)
+    folder.write_config(settings)
+    return folder
 
 
 def with_sampler(study: optuna.Study, config: StudyConfig, worker: int = 0) -> None:
@@ -245,6 +253,20 @@ def known(url: str | None) -> str:
     raise UntiedError(f"no database is given: name it with --storage URL, or in the environment variable {URL}")
 
 
+def whole(url: str) -> str:
+    """A database's URL with its password, which a study's folder does not keep: the environment's, if it is the same.
+
+    Raises:
+        UntiedError: the password is needed, and the environment has none for this database.
+    """
+    if "***" not in url:
+        return url
+    given = os.environ.get(URL, "")
+    if without_password(given) != url:
+        raise UntiedError(f"a study's folder does not keep the password of {url}: give --storage URL, or set {URL}")
+    return given
+
+
 # What came out
 
 
@@ -309,7 +331,7 @@ def show(folder: Path | None, url: str | None, name: str | None, console: Consol
     console = console or Console()
     if folder is not None:
         here = kind_of({k: v for k, v in RunFolder.open(folder).config().items() if k != "definition"}, str(folder))
-        url, name = url or here.storage, name or here.name
+        url, name = url or whole(here.storage), name or here.name
     if name is None:
         raise UntiedError("name a study: its folder, or --storage URL and --study NAME")
     study, definition = load(open_storage(known(url)), name)

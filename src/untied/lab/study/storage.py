@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from untied.errors import UntiedError
 
@@ -56,7 +57,13 @@ def open_storage(url: str) -> BaseStorage:
         options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was cut is replaced
         address = with_driver(url)
         options["connect_args"] = next((args for name, args in WAITING.items() if address.startswith(name)), {})
-        return RDBStorage(address, engine_kwargs=options)
+        try:
+            return RDBStorage(address, engine_kwargs=options)
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if not any(words in reason(error).lower() for words in ("already exists", "unique", "duplicate")):
+                raise
+            time.sleep(1.0)  # another process has made the tables in this moment
+            return RDBStorage(address, engine_kwargs=options)
     except ModuleNotFoundError as error:
         wanted = next((pip for name, pip in DRIVERS.items() if url.startswith(name)), error.name)
         raise UntiedError(f"storage {shown} needs a driver: run  pip install '{wanted}'") from error
@@ -96,6 +103,7 @@ def _journal(path: Path) -> BaseStorage:
 
 def without_password(url: str) -> str:
     """A URL that can be shown."""
+    url = re.sub(r"([?&]passw(?:or)?d=)[^&]*", r"\g<1>***", url)
     head, at, rest = url.rpartition("@")
     scheme, slashes, user = head.partition("://")
     return f"{scheme}{slashes}{user.partition(':')[0]}:***@{rest}" if at and ":" in user else url
@@ -159,6 +167,9 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
     except LOST as error:
         raise UntiedError(f"cannot read the study {name}: {reason(error)}") from error
     ours = patiently(lambda: study.user_attrs, seconds=0).get("untied")
+    if ours is None:  # another process may have made the study in this moment
+        time.sleep(1.0)
+        ours = patiently(lambda: study.user_attrs, seconds=0).get("untied")
     if not isinstance(ours, dict):
         raise UntiedError(f"the study {name!r} was not made by untied: choose another --name")
     if ours.get("format") != FORMAT:

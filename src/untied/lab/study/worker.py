@@ -14,12 +14,13 @@ from typing import Any
 import optuna
 from lightning_fabric import Fabric
 from optuna.exceptions import UpdateFinishedTrialError
+from safetensors import SafetensorError
 
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.devices import fabric_of
 from untied.lab.loop import NotFinite, Run, Stopped, dataset
-from untied.lab.record import RunFolder, plain
+from untied.lab.record import ENVIRONMENT, RunFolder, plain
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
 from untied.lab.study.storage import NoAnswer, patiently
@@ -61,7 +62,8 @@ class Worker:
             wait: while others train the last ones, stay, in case one of them is lost.
 
         Raises:
-            UntiedError: three runs in a row were refused, or the database was away for too long.
+            UntiedError: three runs in a row were refused, the database was away for too long, or this worker's own
+                files cannot be written or read, as on a full disk.
         """
         ended = 0
         while not self.stop:
@@ -78,7 +80,11 @@ class Worker:
         return ended
 
     def one(self, claim: Claim) -> bool:
-        """Train a run that was taken. Returns whether it has ended, and counts."""
+        """Train a run that was taken. Returns whether it has ended, and counts.
+
+        Raises:
+            UntiedError: as ``work`` does.
+        """
         end = self.queue.beat(claim, every=self.config.silence / 6)
         try:
             results, pruned = self.train(claim)
@@ -93,6 +99,9 @@ class Worker:
             raise
         except UntiedError as error:
             end()
+            if isinstance(error.__cause__, OSError | SafetensorError):  # the disk's, not the configuration's
+                self.queue.abandon(claim)
+                raise
             self.queue.refuse(claim, str(error))
             self.refused += 1
             self.say(f"{claim.key}: {error}")
@@ -148,12 +157,18 @@ class Worker:
 
         Raises:
             Stopped: as ``train``.
+            UntiedError: the run cannot be trained, or its folder holds something else.
         """
         began = time.perf_counter()
         if not (path / "config.yaml").is_file():
-            if path.exists():  # a worker was killed before it had begun
-                shutil.rmtree(path)
-            RunFolder.create(path, config)
+            begun = (ENVIRONMENT, *(p.name for p in path.glob(".*.partial")))  # by a worker that was killed
+            foreign = [p.name for p in path.iterdir() if p.name not in begun] if path.exists() else []
+            if foreign:
+                raise UntiedError(
+                    f"the folder {path} has {foreign[0]} in it and does not hold a run: move it away, or choose "
+                    "another --out"
+                ) from FileExistsError(path)
+            RunFolder.create(path, config, within=begun)
         folder = RunFolder.open(path)
         chance: float
         if (path / "results.json").is_file():  # trained, but its worker was killed before it could say so

@@ -1,0 +1,352 @@
+"""Studies at their edges: full disks, other people's files, passwords, GPUs, Ctrl-C, two commands at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+from safetensors import SafetensorError
+
+from runs import DATA, command, silent, small, state
+from untied.errors import UntiedError
+from untied.lab import record
+from untied.lab.cli import main
+from untied.lab.data import DataConfig
+from untied.lab.study import gpus, report
+from untied.lab.study import queue as q
+from untied.lab.study import run as studies
+from untied.lab.study import worker as w
+from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig
+from untied.lab.study.queue import Queue
+from untied.lab.study.run import named, open_folder, run, show
+from untied.lab.study.storage import create, open_storage, without_password
+
+
+def common(**c):
+    return small(data=DataConfig(**{**DATA.__dict__, "validation": 0.2}), angles="weights", **c)
+
+
+def tr(out, **c):
+    return TransferConfig(
+        **({"run": common(), "rules": ("bp", "sa"), "models": ("mlp-8",), "seeds": 1, "workers": 0, "out": out} | c)
+    )
+
+
+def rows(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_disk_full(tmp_path, monkeypatch):
+    """The worker ends with a line, its run is put back, and the same command goes on."""
+    real, calls = record.safetensors.torch.save_file, []
+
+    def full(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise SafetensorError("I/O error: No space left on device")
+        return real(*given)
+
+    monkeypatch.setattr(record.safetensors.torch, "save_file", full)
+    with pytest.raises(UntiedError, match="No space left"):
+        run(tr(tmp_path / "s"), silent())
+    assert run(tr(tmp_path / "s"), silent()) == 0
+    assert [(r["failure"], r["attempts"]) for r in rows(tmp_path / "s")] == [(None, 2), (None, 1)]
+
+
+@pytest.mark.parametrize("kind", ["search", "transfer", "noise"])
+def test_nothing_finished(kind, tmp_path):
+    f = record.RunFolder.create(tmp_path / "x", {"name": "n"})
+    report.write(f, kind, [], 3, silent())
+
+
+@pytest.mark.parametrize("kind", ["transfer", "noise"])
+def test_all_refused(kind, tmp_path):
+    c = (TransferConfig if kind == "transfer" else NoiseConfig)(
+        run=common(),
+        rules=("bp",),
+        models=("mlp-8x",),
+        seeds=1,
+        workers=0,
+        out=tmp_path / "s",
+        **({"sigmas": (0.0,)} if kind == "noise" else {}),
+    )
+    assert run(c, silent()) == 0
+    assert rows(tmp_path / "s")[0]["failure"]
+
+
+def test_sigma_keys():
+    c = NoiseConfig(run=common(), rules=("bp",), models=("mlp-8",), seeds=1, sigmas=(0.1, 0.10000001))
+    assert len(c.plan(c.define())) == 2
+
+
+def test_long_equal_labels():
+    c = tr(None, rules=("amp + decay", "amp+decay"))
+    d = c.define()
+    assert len(c.plan(d)) == 2
+
+
+def test_password_in_query():
+    assert "secret" not in without_password("postgresql://h/d?user=u&password=secret")
+
+
+def test_stopped_equals_uninterrupted(tmp_path, monkeypatch):
+    assert run(tr(tmp_path / "a"), silent()) == 0
+    real, n = w.Run.look, []
+
+    def look(self):
+        n.append(1)
+        if len(n) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    monkeypatch.setattr(w.Run, "look", look)
+    assert run(tr(tmp_path / "b"), silent()) == 143
+    monkeypatch.undo()
+    assert run(tr(tmp_path / "b"), silent()) == 0
+    for r in rows(tmp_path / "a"):
+        n = r["results"][0]["folder"]
+        assert state(tmp_path / "a/runs" / n) == state(tmp_path / "b/runs" / n)
+    ra, rb = rows(tmp_path / "a"), rows(tmp_path / "b")
+    assert [r["run"] for r in ra] == [r["run"] for r in rb]
+
+
+def test_pruned_is_resumed_and_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
+    c = SearchConfig(run=common(), trials=3, workers=0, out=tmp_path / "s")
+    assert run(c, silent()) == 0
+    r = rows(tmp_path / "s")
+    assert [x["state"] for x in r] == ["complete", "pruned", "complete"]
+    f = tmp_path / "s/runs" / r[1]["results"][0]["folder"]
+    assert main(["train", "--resume", str(f)]) == 0
+    assert main(["evaluate", str(f), "--accelerator", "cpu"]) == 0
+    assert main(["report", str(f)]) == 0
+    done = tmp_path / "s/runs" / r[0]["results"][0]["folder"]
+    assert main(["evaluate", str(done), "--accelerator", "cpu"]) == 0
+    assert main(["report", str(done)]) == 0
+
+
+def test_worker_on_finished(tmp_path, capsys):
+    c = named(tr(tmp_path / "s"))
+    run(c, silent())
+    assert main(["study", "worker", "--study", c.name, "--storage", c.storage]) == 0
+
+
+def test_folder_is_something_else(tmp_path):
+    d = tmp_path / "s/runs/bp-mlp-8-seed0"
+    d.mkdir(parents=True)
+    (d / "thesis.tex").write_text("mine")
+    with pytest.raises(UntiedError, match=r"has thesis\.tex in it"):
+        run(tr(tmp_path / "s"), silent())
+    assert (d / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study"],
+        ["study", "bogus"],
+        ["study", "run", "missing.yaml"],
+        ["search", "--space", "wn"],
+        ["study", "show"],
+        ["study", "show", "nowhere"],
+        ["study", "worker", "--study", "x"],
+        ["search", "--run.epochs", "0"],
+        ["transfer", "--models"],
+        ["noise", "--sigmas", "-1"],
+    ],
+)
+def test_cli(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNTIED_STORAGE", raising=False)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "unexpected" not in err
+
+
+def test_kind(capsys, tmp_path):
+    (tmp_path / "f.yaml").write_text("kind: serch\n")
+    assert main(["study", "run", str(tmp_path / "f.yaml")]) == 2
+    (tmp_path / "g.yaml").write_text("kind: search\ntrails: 3\n")
+    assert main(["study", "run", str(tmp_path / "g.yaml")]) == 2
+    print(capsys.readouterr().err)
+
+
+def test_study_run_file(tmp_path):
+    run(tr(tmp_path / "s"), silent())
+    assert main(["study", "run", str(tmp_path / "s/config.yaml")]) == 0
+
+
+def test_journal(tmp_path):
+    assert run(tr(tmp_path / "s", storage=f"journal:{tmp_path / 'j.log'}"), silent()) == 0
+
+
+def test_seeds_mean(tmp_path):
+    c = SearchConfig(run=common(seed=3), trials=2, seeds=2, workers=0, prune="none", out=tmp_path / "s")
+    run(c, silent())
+    for r in rows(tmp_path / "s"):
+        assert [x["folder"][-6:] for x in r["results"]] == ["-seed3", "-seed4"]
+        assert r["value"] == pytest.approx(sum(x["value"] for x in r["results"]) / 2)
+
+
+def test_results_already_there(tmp_path, monkeypatch):
+    c = named(tr(tmp_path / "s", rules=("bp",)))
+    run(c, silent())
+    before = rows(tmp_path / "s")
+    (tmp_path / "s/study.db").unlink()
+    monkeypatch.setattr(w.Run, "train", None)
+    run(c, silent())
+    assert [r["value"] for r in rows(tmp_path / "s")] == [r["value"] for r in before]
+
+
+def fake_smi(tmp_path, monkeypatch):
+    b = tmp_path / "bin"
+    b.mkdir()
+    s = b / "nvidia-smi"
+    s.write_text("#!/bin/sh\necho '0, GPU-aa'\necho '1, GPU-bb'\n")
+    s.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{b}:{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+GPU = "from untied.lab.study.gpus import claim_gpu; print(claim_gpu('auto'), flush=True); input()"
+
+
+def test_gpus(tmp_path, monkeypatch):
+    fake_smi(tmp_path, monkeypatch)
+    ps = []
+    got = []
+    for _ in range(2):
+        p = subprocess.Popen([sys.executable, "-c", GPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ps.append(p)
+        got.append(p.stdout.readline().strip())
+    assert got == ["GPU-aa", "GPU-bb"]
+    e = subprocess.run([sys.executable, "-c", GPU], input="\n", capture_output=True, text=True).stderr
+    assert "all 2 GPUs" in e
+    assert gpus.claim_gpu("cpu") is None
+    ps[0].kill()
+    ps[0].wait()
+    p = subprocess.Popen(
+        [sys.executable, "-c", GPU],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
+    )
+    assert p.stdout.readline().strip() == "GPU-aa"
+    for x in [*ps, p]:
+        x.kill()
+        x.wait()
+        x.stdin.close()
+        x.stdout.close()
+
+
+def test_bury_by_silence(tmp_path, monkeypatch):
+    c = named(tr(tmp_path / "s", rules=("bp",), retries=1))
+    d = c.define()
+    study, _ = create(open_storage(c.storage), c.name, d, CHANGEABLE)
+    now = [0.0]
+    monkeypatch.setattr(q.time, "monotonic", lambda: now[0])
+    qu = Queue(study, c.plan(d), 10.0, 1)
+    for i in range(2):
+        qu.fill()
+        claim = qu.take()
+        assert claim.attempt == i
+        study._storage.set_trial_user_attr(
+            claim.trial._trial_id, "worker", {"host": "elsewhere", "space": "", "pid": 1, "began": "1"}
+        )
+        assert qu.bury() == 0
+        for _ in range(4):
+            now[0] += 4
+            qu.bury()
+        assert qu.progress().running == 0
+    qu.fill()
+    assert qu.progress().refused == 1 and qu.take() is None
+
+
+@pytest.mark.slow
+def test_two_workers_and_ctrl_c(tmp_path):
+    words = [
+        "transfer",
+        "--workers",
+        "2",
+        "--rules",
+        "bp",
+        "sa",
+        "--models",
+        "mlp-16",
+        "--seeds",
+        "3",
+        "--run.epochs",
+        "40",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    p = command(*words)
+    end = time.monotonic() + 120
+    while not list((tmp_path / "s/runs").glob("*/checkpoints/last.safetensors")) and time.monotonic() < end:
+        assert p.poll() is None, p.communicate()
+        time.sleep(0.05)
+    p.send_signal(signal.SIGINT)
+    so, se = p.communicate(timeout=120)
+    assert p.returncode == 130, (p.returncode, so, se)
+    p = command(*words)
+    so, se = p.communicate(timeout=300)
+    assert p.returncode == 0, (so, se)
+    r = rows(tmp_path / "s")
+    assert len({x["run"] for x in r}) == len(r) == 6 and all(x["state"] == "complete" for x in r)
+
+
+@pytest.mark.slow
+def test_same_command_twice_at_once(tmp_path):
+    words = [
+        "transfer",
+        "--workers",
+        "0",
+        "--rules",
+        "bp",
+        "sa",
+        "--models",
+        "mlp-16",
+        "--seeds",
+        "3",
+        "--run.epochs",
+        "10",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    ps = [command(*words) for _ in range(2)]
+    out = [(p.communicate(timeout=300), p.returncode) for p in ps]
+    assert all(code == 0 for _, code in out), out
+    r = rows(tmp_path / "s")
+    assert len({x["run"] for x in r}) == len(r) == 6
+
+
+def test_show_with_a_password(tmp_path, monkeypatch):
+    """config.yaml keeps no password: does the folder still lead back to the database with UNTIED_STORAGE set?"""
+    monkeypatch.setenv("UNTIED_STORAGE", "postgresql://u:secret@127.0.0.1:1/d")
+    open_folder(tmp_path / "s", named(tr(tmp_path / "s", storage="postgresql://u:secret@127.0.0.1:1/d")).define())
+    seen = []
+    monkeypatch.setattr(
+        studies, "open_storage", lambda url: seen.append(url) or (_ for _ in ()).throw(UntiedError("x"))
+    )
+    with pytest.raises(UntiedError):
+        show(tmp_path / "s", None, None, silent())
+    assert "secret" in seen[0], seen
+
+
+def test_a_command_that_was_killed_before_it_had_begun(tmp_path):
+    (tmp_path / "s").mkdir()
+    for name in ("environment.json", ".config.yaml-1.partial"):
+        (tmp_path / "s" / name).touch()
+    assert run(tr(tmp_path / "s"), silent()) == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    with pytest.raises(UntiedError, match="not empty and does not hold a study"):
+        run(tr(tmp_path / "other"), silent())
