@@ -7,14 +7,11 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from untied.errors import UntiedError
 from untied.lab import plots, report
 from untied.lab.config import CompareConfig, PhaseConfig, label, parse_entry
+from untied.lab.console import ctrl_c_ignored, interruptible, say
 from untied.lab.devices import single_device
 from untied.lab.loop import NotFinite, dataset, network, train
 from untied.lab.optim import Optimizers, time_constant
@@ -69,11 +67,6 @@ def compare(config: CompareConfig, console: Console | None = None) -> int:
         say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept")
         return 130
     return 1 if all(r["failure"] for r in results) else 0
-
-
-def say(console: Console, line: str) -> None:
-    """One line, as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def check(config: CompareConfig) -> tuple[float, str]:
@@ -194,36 +187,6 @@ def start_worker(messages: Any, threads: int) -> None:
 
 def run_in_worker(config: CompareConfig, entry: str, seed: int, path: str) -> None:
     one_run(config, entry, seed, path, _messages.put)
-
-
-@contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """Children that start meanwhile ignore Ctrl-C for good: it is for their parent, which ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, a cluster's way of saying stop, does what Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # whoever called us handles signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # Results

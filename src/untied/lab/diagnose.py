@@ -29,6 +29,7 @@ from untied.algebra import Alignment
 from untied.dynamics import time_constant
 from untied.errors import UntiedError
 from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.console import say
 from untied.lab.data import DataConfig, Dataset
 from untied.lab.loop import dataset, network, seed_step
 from untied.lab.optim import Optimizers
@@ -364,7 +365,3 @@ def in_words(rows: Sequence[Diagnosis], rule: Alignment, optimizer: OptimizerCon
             f"{worst.lr_limit:.3g}; or normalised=true"
         )
     return lines
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

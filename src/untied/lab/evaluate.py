@@ -17,11 +17,12 @@ import untied
 from untied.errors import UntiedError
 from untied.lab import checkpoint
 from untied.lab.config import TrainConfig
+from untied.lab.console import say
 from untied.lab.data import Dataset, Loader
 from untied.lab.devices import fabric_of, prepared
 from untied.lab.loop import alignment, dataset, evaluate, identity, network, same_run
 from untied.lab.record import write_tensors
-from untied.lab.train import open_run, say
+from untied.lab.train import open_run
 
 __all__ = ["Which", "evaluate_run", "export", "load_run"]
 

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from untied.errors import UntiedError
 from untied.lab import card, checkpoint, tracking
 from untied.lab.config import TrainConfig
+from untied.lab.console import say, stopping
 from untied.lab.devices import fabric_of
 from untied.lab.loop import LAST, NotFinite, Run, Stopped, dataset, identity, network, read_last
 from untied.lab.optim import Optimizers
@@ -180,11 +180,6 @@ def rewrite(path: Path, console: Console | None = None) -> int:
     return 0
 
 
-def say(console: Console, line: str) -> None:
-    """One line, as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def shown(run: Run, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Train with a line an epoch, on a terminal a progress bar below, and metrics in every place they go to."""
     config = run.config
@@ -251,28 +246,6 @@ def line_of(metrics: dict[str, Any]) -> str:
     if "validation_accuracy" in metrics:
         said += f", validation {100 * metrics['validation_accuracy']:.2f} %"
     return said
-
-
-@contextmanager
-def stopping(run: Run) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run after its step; a second Ctrl-C at once. Yields the exit code, once one came."""
-    codes: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        if codes and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        codes.append(128 + number)
-        run.stop = True
-
-    if threading.current_thread() is not threading.main_thread():  # whoever called us handles signals
-        yield codes
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield codes
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

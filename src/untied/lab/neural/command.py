@@ -17,7 +17,7 @@ from torch import nn
 
 from untied.errors import UntiedError
 from untied.lab import report
-from untied.lab.compare import interruptible
+from untied.lab.console import interruptible, say
 from untied.lab.neural import figures, fits, recording, summary, tables
 from untied.lab.neural.features import features
 from untied.lab.neural.fits import Fit, Settings
@@ -142,10 +142,6 @@ def neural(config: NeuralConfig, console: Console | None = None) -> int:
     folder.write_json("results.json", {"fits": done, "recordings": about, "seen": seen, "rows": []})
     finish(folder, console)
     return 0
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_all(paths: Sequence[Path]) -> list[Recording]:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import optuna
 
 from untied.errors import UntiedError
-from untied.lab.config import PRESETS, DeviceConfig, OptimizerConfig, TrainConfig, parse_entry
-from untied.lab.data import DataConfig
+from untied.lab.config import PRESETS, CompareConfig, DeviceConfig, TrainConfig, parse_entry
 from untied.lab.reading import from_mapping
 from untied.lab.recipes import over, recipe
 from untied.lab.record import file_name, plain
@@ -28,14 +27,7 @@ Definition = dict[str, Any]
 
 def small_run() -> TrainConfig:
     """What untied compare trains by default: some seconds on a CPU core."""
-    return TrainConfig(
-        model="resnet18-w8",
-        data=DataConfig("digits", batch_size=32, validation=0.2),
-        epochs=7,
-        forward=OptimizerConfig(weight_decay=1e-3, schedule="cosine", warmup=0.05, clip=5.0),
-        devices=DeviceConfig(accelerator="cpu"),
-        angles="weights",
-    )
+    return dataclasses.replace(CompareConfig().run("sa", 0), devices=DeviceConfig(accelerator="cpu"))
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,11 @@ class StudyConfig:
 
     def plan(self, definition: Definition) -> dict[str, dict[str, Any]]:
         """The runs by key, each with the parameters that are fixed for it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.plan")
 
     def configs(self, definition: Definition, trial: optuna.Trial) -> list[TrainConfig]:
         """The configurations of a planned run, one a seed."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.configs")
 
     def made(self, part: Mapping[str, Any], seed: int, what: str) -> TrainConfig:
         """The run in common with a part of it replaced."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from untied.errors import UntiedError
-from untied.lab.compare import interruptible, say
+from untied.lab.console import interruptible, say, stopping
 from untied.lab.loop import dataset
 from untied.lab.reading import read_mapping
 from untied.lab.record import ENVIRONMENT, RunFolder, file_name
@@ -74,8 +74,9 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
     code = 0
     if progress.ended < progress.planned:
         if config.workers == 0:
+            claim_gpu(config.run.devices.accelerator)
             worker = Worker(study, config, definition, folder.path / "runs", lambda line: say(console, line))
-            with worker.stopping() as codes:
+            with stopping(worker) as codes:
                 worker.work()
             code = codes[0] if codes else 0
         else:
@@ -236,7 +237,7 @@ def join(
     tell = (lambda line: None) if quiet else (lambda line: say(console, line))
     tell(f"worker of {config.kind} study {name}" + (f" on {gpu}" if gpu else ""))
     worker = Worker(study, config, definition, out / "runs", tell)
-    with worker.stopping() as codes:
+    with stopping(worker) as codes:
         ended = worker.work(wait)
     tell(f"{ended} runs ended here")
     return codes[0] if codes else 0

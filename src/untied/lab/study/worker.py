@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +48,19 @@ class Worker:
         self.runs = runs
         self.say = say
         self.queue = Queue(study, config.plan(definition), config.silence, config.retries, say)
-        self.stop = False
+        self._stop = False
         self.refused = 0
         self._run: Run | None = None
+
+    @property
+    def stop(self) -> bool:
+        return self._stop
+
+    @stop.setter
+    def stop(self, value: bool) -> None:
+        self._stop = value
+        if self._run is not None:  # which looks between two steps, and between two batches of an evaluation
+            self._run.stop = value
 
     def work(self, wait: bool = True) -> int:
         """Take runs and train them. Returns how many this worker has ended.
@@ -170,7 +177,6 @@ class Worker:
                 ) from FileExistsError(path)
             RunFolder.create(path, config, within=begun)
         folder = RunFolder.open(path)
-        chance: float
         if (path / "results.json").is_file():  # trained, but its worker was killed before it could say so
             result = folder.read_json("results.json")
             classes = dataset(config.data, config.seed, str(fabric_for(config).device)).classes
@@ -219,29 +225,6 @@ class Worker:
             "training_seconds": None if run is None else run.elapsed,
             "trained_images": 0 if run is None else run.images,  # here, after the last checkpoint
         }
-
-    @contextmanager
-    def stopping(self) -> Iterator[list[int]]:
-        """Ctrl-C and SIGTERM stop the worker after its step; a second Ctrl-C at once. Yields the exit code."""
-        codes: list[int] = []
-
-        def ask(number: int, frame: object) -> None:
-            if codes and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            codes.append(128 + number)
-            self.stop = True
-            if self._run is not None:
-                self._run.stop = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield codes
-            return
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield codes
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class _Judge:
