@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "fraction"
 FRACTIONS = ("1", "1/2", "1/4", "1/8", "1/16")
 RULES = ("ia", "aa")
+NAMES = {"cifar10": "CIFAR-10 (JPEG)"}  # which is what --root FILE has
 
 
 def entries() -> dict[str, tuple[str, str]]:
@@ -56,7 +57,7 @@ def page(folders: list[Path]) -> None:
     for folder in map(RunFolder.open, folders):
         config, made = folder.config(), folder.environment()
         rows: dict[tuple[str, str], dict[str, Any]] = dict(zip(rules, folder.read_json("results.json"), strict=True))
-        text += f"**{config['data']['name']}**: {config['model']}, {config['epochs']} epochs, {config['seeds']} seeds; "
+        text += f"**{NAMES.get(config['data']['name'], config['data']['name'])}**: {config['model']}, {config['epochs']} epochs, {config['seeds']} seeds; "
         text += f"test accuracy (%), mean ± standard deviation. Backpropagation: {cell(rows['bp', '1'])}. Commit "
         text += f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}.\n\n| rule | {' | '.join(FRACTIONS)} |\n"
         text += f"|:--|{'--:|' * len(FRACTIONS)}\n"

@@ -16,25 +16,27 @@ from typing import Any
 import yaml
 
 from untied.lab.record import RunFolder
+from untied.lab.study.report import crossovers, markdown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", help="the data's name in the text, where it is not the configuration's")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     readme = given.out / "README.md"
     text = readme.read_text() if readme.is_file() else f"# {given.out.name}\n"
     for folder in map(RunFolder.open, given.studies):
-        name, section = publish(folder, given.out)
+        name, section = publish(folder, given.out, given.data)
         before, found, rest = text.partition(f"<!-- {name} -->\n")
         after = rest.partition(f"<!-- /{name} -->\n")[2] if found else ""
         text = f"{before if found else before + chr(10)}<!-- {name} -->\n{section}<!-- /{name} -->\n{after}"
     readme.write_text(text)
 
 
-def publish(folder: RunFolder, out: Path) -> tuple[str, str]:
+def publish(folder: RunFolder, out: Path, named: str | None) -> tuple[str, str]:
     """Copy a study's files. Returns its name, and its section of the README."""
     config, made = folder.config(), folder.environment()
     name = config["name"]
@@ -55,10 +57,13 @@ def publish(folder: RunFolder, out: Path) -> tuple[str, str]:
     table = (folder.path / "table.md").read_text()
     if config["kind"] == "search":
         table = best(rows)
+    if config["kind"] == "noise":
+        lines = [list(line.values()) for line in crossovers(rows)]
+        table += "\n" + markdown([["architecture", "rule", "more accurate than backpropagation from σ ="], *lines])
     git = made["git"] or {"commit": "unknown"}
     about = (
-        f"{said}; accuracy (%) on {split} images, {data['name']}, {config['run']['epochs']} epochs of batches of "
-        f"{data['batch_size']}. Commit {git['commit'][:9]}, {made['machine']['cpu']}, "
+        f"{said}; accuracy (%) on {split} images, {named or data['name']}, {config['run']['epochs']} epochs of batches "
+        f"of {data['batch_size']}. Commit {git['commit'][:9]}, {made['machine']['cpu']}, "
         f"{made['machine']['cores']} cores, torch {made['packages']['torch']}, {made['date'][:10]}. All runs: "
         f"[{name}.csv]({name}.csv), configuration: "
         f"[{name}.yaml]({name}.yaml)."

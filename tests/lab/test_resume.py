@@ -16,6 +16,7 @@ from runs import WORDS, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
 from untied.lab import loop, train
 from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.console import stopping
 from untied.lab.data import DataConfig
 from untied.lab.loop import Run, Stopped
 from untied.lab.record import RunFolder
@@ -250,7 +251,7 @@ def test_a_lost_process_is_one_line(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     run = Run(small(tmp_path))
-    with pytest.raises(KeyboardInterrupt), train.stopping(run) as codes:
+    with pytest.raises(KeyboardInterrupt), stopping(run) as codes:
         os.kill(os.getpid(), signal.SIGINT)
         assert run.stop and codes == [130]
         os.kill(os.getpid(), signal.SIGINT)

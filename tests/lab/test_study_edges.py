@@ -19,22 +19,25 @@ from untied.lab import record
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
 from untied.lab.study import gpus, report
-from untied.lab.study import queue as q
+from untied.lab.study import queue as queues
 from untied.lab.study import run as studies
-from untied.lab.study import worker as w
+from untied.lab.study import worker as workers
 from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig
 from untied.lab.study.queue import Queue
 from untied.lab.study.run import named, open_folder, run, show
 from untied.lab.study.storage import create, open_storage, without_password
 
 
-def common(**c):
-    return small(data=DataConfig(**{**DATA.__dict__, "validation": 0.2}), angles="weights", **c)
+def common(**changes):
+    return small(data=DataConfig(**{**DATA.__dict__, "validation": 0.2}), angles="weights", **changes)
 
 
-def tr(out, **c):
+def transfer(out, **changes):
     return TransferConfig(
-        **({"run": common(), "rules": ("bp", "sa"), "models": ("mlp-8",), "seeds": 1, "workers": 0, "out": out} | c)
+        **(
+            {"run": common(), "rules": ("bp", "sa"), "models": ("mlp-8",), "seeds": 1, "workers": 0, "out": out}
+            | changes
+        )
     )
 
 
@@ -42,7 +45,7 @@ def rows(out):
     return json.loads((out / "results.json").read_text())
 
 
-def test_disk_full(tmp_path, monkeypatch):
+def test_a_full_disk_gives_no_run_up(tmp_path, monkeypatch):
     """The worker ends with a line, its run is put back, and the same command goes on."""
     real, calls = record.safetensors.torch.save_file, []
 
@@ -54,19 +57,19 @@ def test_disk_full(tmp_path, monkeypatch):
 
     monkeypatch.setattr(record.safetensors.torch, "save_file", full)
     with pytest.raises(UntiedError, match="No space left"):
-        run(tr(tmp_path / "s"), silent())
-    assert run(tr(tmp_path / "s"), silent()) == 0
+        run(transfer(tmp_path / "s"), silent())
+    assert run(transfer(tmp_path / "s"), silent()) == 0
     assert [(r["failure"], r["attempts"]) for r in rows(tmp_path / "s")] == [(None, 2), (None, 1)]
 
 
 @pytest.mark.parametrize("kind", ["search", "transfer", "noise"])
-def test_nothing_finished(kind, tmp_path):
+def test_a_study_of_which_nothing_has_ended_is_drawn(kind, tmp_path):
     f = record.RunFolder.create(tmp_path / "x", {"name": "n"})
     report.write(f, kind, [], 3, silent())
 
 
 @pytest.mark.parametrize("kind", ["transfer", "noise"])
-def test_all_refused(kind, tmp_path):
+def test_a_study_of_which_all_was_refused_ends(kind, tmp_path):
     c = (TransferConfig if kind == "transfer" else NoiseConfig)(
         run=common(),
         rules=("bp",),
@@ -80,24 +83,24 @@ def test_all_refused(kind, tmp_path):
     assert rows(tmp_path / "s")[0]["failure"]
 
 
-def test_sigma_keys():
+def test_nearly_equal_noise_is_another_run():
     c = NoiseConfig(run=common(), rules=("bp",), models=("mlp-8",), seeds=1, sigmas=(0.1, 0.10000001))
     assert len(c.plan(c.define())) == 2
 
 
-def test_long_equal_labels():
-    c = tr(None, rules=("amp + decay", "amp+decay"))
+def test_labels_that_look_alike_are_other_runs():
+    c = transfer(None, rules=("amp + decay", "amp+decay"))
     d = c.define()
     assert len(c.plan(d)) == 2
 
 
-def test_password_in_query():
+def test_a_password_in_the_query_is_not_shown():
     assert "secret" not in without_password("postgresql://h/d?user=u&password=secret")
 
 
-def test_stopped_equals_uninterrupted(tmp_path, monkeypatch):
-    assert run(tr(tmp_path / "a"), silent()) == 0
-    real, n = w.Run.look, []
+def test_a_study_that_was_stopped_is_the_one_that_was_not(tmp_path, monkeypatch):
+    assert run(transfer(tmp_path / "a"), silent()) == 0
+    real, n = workers.Run.look, []
 
     def look(self):
         n.append(1)
@@ -105,10 +108,10 @@ def test_stopped_equals_uninterrupted(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self)
 
-    monkeypatch.setattr(w.Run, "look", look)
-    assert run(tr(tmp_path / "b"), silent()) == 143
+    monkeypatch.setattr(workers.Run, "look", look)
+    assert run(transfer(tmp_path / "b"), silent()) == 143
     monkeypatch.undo()
-    assert run(tr(tmp_path / "b"), silent()) == 0
+    assert run(transfer(tmp_path / "b"), silent()) == 0
     for r in rows(tmp_path / "a"):
         n = r["results"][0]["folder"]
         assert state(tmp_path / "a/runs" / n) == state(tmp_path / "b/runs" / n)
@@ -116,7 +119,7 @@ def test_stopped_equals_uninterrupted(tmp_path, monkeypatch):
     assert [r["run"] for r in ra] == [r["run"] for r in rb]
 
 
-def test_pruned_is_resumed_and_evaluated(tmp_path, monkeypatch, capsys):
+def test_a_pruned_run_is_an_ordinary_run_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
     c = SearchConfig(run=common(), trials=3, workers=0, out=tmp_path / "s")
     assert run(c, silent()) == 0
@@ -131,18 +134,18 @@ def test_pruned_is_resumed_and_evaluated(tmp_path, monkeypatch, capsys):
     assert main(["report", str(done)]) == 0
 
 
-def test_worker_on_finished(tmp_path, capsys):
-    c = named(tr(tmp_path / "s"))
+def test_a_worker_of_a_study_that_has_ended(tmp_path, capsys):
+    c = named(transfer(tmp_path / "s"))
     run(c, silent())
     assert main(["study", "worker", "--study", c.name, "--storage", c.storage]) == 0
 
 
-def test_folder_is_something_else(tmp_path):
+def test_a_folder_that_is_something_else_stays(tmp_path):
     d = tmp_path / "s/runs/bp-mlp-8-seed0"
     d.mkdir(parents=True)
     (d / "thesis.tex").write_text("mine")
     with pytest.raises(UntiedError, match=r"has thesis\.tex in it"):
-        run(tr(tmp_path / "s"), silent())
+        run(transfer(tmp_path / "s"), silent())
     assert (d / "thesis.tex").exists()
 
 
@@ -161,7 +164,7 @@ def test_folder_is_something_else(tmp_path):
         ["noise", "--sigmas", "-1"],
     ],
 )
-def test_cli(words, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNTIED_STORAGE", raising=False)
     assert main(words) == 2
@@ -169,24 +172,25 @@ def test_cli(words, capsys, tmp_path, monkeypatch):
     assert err.count("\n") == 1 and "unexpected" not in err
 
 
-def test_kind(capsys, tmp_path):
+def test_a_file_that_is_no_study(capsys, tmp_path):
     (tmp_path / "f.yaml").write_text("kind: serch\n")
     assert main(["study", "run", str(tmp_path / "f.yaml")]) == 2
     (tmp_path / "g.yaml").write_text("kind: search\ntrails: 3\n")
     assert main(["study", "run", str(tmp_path / "g.yaml")]) == 2
-    print(capsys.readouterr().err)
+    err = capsys.readouterr().err.splitlines()
+    assert "kind is 'serch'" in err[0] and "did you mean 'trials'" in err[1] and len(err) == 2
 
 
-def test_study_run_file(tmp_path):
-    run(tr(tmp_path / "s"), silent())
+def test_a_study_goes_on_from_its_own_configuration(tmp_path):
+    run(transfer(tmp_path / "s"), silent())
     assert main(["study", "run", str(tmp_path / "s/config.yaml")]) == 0
 
 
-def test_journal(tmp_path):
-    assert run(tr(tmp_path / "s", storage=f"journal:{tmp_path / 'j.log'}"), silent()) == 0
+def test_a_journal_is_a_database(tmp_path):
+    assert run(transfer(tmp_path / "s", storage=f"journal:{tmp_path / 'j.log'}"), silent()) == 0
 
 
-def test_seeds_mean(tmp_path):
+def test_several_seeds_count_as_their_mean(tmp_path):
     c = SearchConfig(run=common(seed=3), trials=2, seeds=2, workers=0, prune="none", out=tmp_path / "s")
     run(c, silent())
     for r in rows(tmp_path / "s"):
@@ -194,17 +198,17 @@ def test_seeds_mean(tmp_path):
         assert r["value"] == pytest.approx(sum(x["value"] for x in r["results"]) / 2)
 
 
-def test_results_already_there(tmp_path, monkeypatch):
-    c = named(tr(tmp_path / "s", rules=("bp",)))
+def test_a_run_that_has_ended_is_not_trained_again(tmp_path, monkeypatch):
+    c = named(transfer(tmp_path / "s", rules=("bp",)))
     run(c, silent())
     before = rows(tmp_path / "s")
     (tmp_path / "s/study.db").unlink()
-    monkeypatch.setattr(w.Run, "train", None)
+    monkeypatch.setattr(workers.Run, "train", None)
     run(c, silent())
     assert [r["value"] for r in rows(tmp_path / "s")] == [r["value"] for r in before]
 
 
-def fake_smi(tmp_path, monkeypatch):
+def two_gpus(tmp_path, monkeypatch):
     b = tmp_path / "bin"
     b.mkdir()
     s = b / "nvidia-smi"
@@ -218,8 +222,8 @@ def fake_smi(tmp_path, monkeypatch):
 GPU = "from untied.lab.study.gpus import claim_gpu; print(claim_gpu('auto'), flush=True); input()"
 
 
-def test_gpus(tmp_path, monkeypatch):
-    fake_smi(tmp_path, monkeypatch)
+def test_a_gpu_has_one_worker(tmp_path, monkeypatch):
+    two_gpus(tmp_path, monkeypatch)
     ps = []
     got = []
     for _ in range(2):
@@ -247,12 +251,12 @@ def test_gpus(tmp_path, monkeypatch):
         x.stdout.close()
 
 
-def test_bury_by_silence(tmp_path, monkeypatch):
-    c = named(tr(tmp_path / "s", rules=("bp",), retries=1))
+def test_a_silent_worker_is_taken_for_dead_as_often_as_retries_allow(tmp_path, monkeypatch):
+    c = named(transfer(tmp_path / "s", rules=("bp",), retries=1))
     d = c.define()
     study, _ = create(open_storage(c.storage), c.name, d, CHANGEABLE)
     now = [0.0]
-    monkeypatch.setattr(q.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(queues.time, "monotonic", lambda: now[0])
     qu = Queue(study, c.plan(d), 10.0, 1)
     for i in range(2):
         qu.fill()
@@ -331,7 +335,7 @@ def test_same_command_twice_at_once(tmp_path):
 def test_show_with_a_password(tmp_path, monkeypatch):
     """config.yaml keeps no password: does the folder still lead back to the database with UNTIED_STORAGE set?"""
     monkeypatch.setenv("UNTIED_STORAGE", "postgresql://u:secret@127.0.0.1:1/d")
-    open_folder(tmp_path / "s", named(tr(tmp_path / "s", storage="postgresql://u:secret@127.0.0.1:1/d")).define())
+    open_folder(tmp_path / "s", named(transfer(tmp_path / "s", storage="postgresql://u:secret@127.0.0.1:1/d")).define())
     seen = []
     monkeypatch.setattr(
         studies, "open_storage", lambda url: seen.append(url) or (_ for _ in ()).throw(UntiedError("x"))
@@ -345,8 +349,8 @@ def test_a_command_that_was_killed_before_it_had_begun(tmp_path):
     (tmp_path / "s").mkdir()
     for name in ("environment.json", ".config.yaml-1.partial"):
         (tmp_path / "s" / name).touch()
-    assert run(tr(tmp_path / "s"), silent()) == 0
+    assert run(transfer(tmp_path / "s"), silent()) == 0
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
     with pytest.raises(UntiedError, match="not empty and does not hold a study"):
-        run(tr(tmp_path / "other"), silent())
+        run(transfer(tmp_path / "other"), silent())

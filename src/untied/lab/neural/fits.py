@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -196,8 +196,3 @@ def read(path: Path) -> Fit | None:
         return Fit(**about, tensors={k: t.double().numpy() for k, t in tensors.items()})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-
-
-def named(fits: Sequence[Fit]) -> list[str]:
-    """The names of recordings, each once, in their order."""
-    return list(dict.fromkeys(fit.recording for fit in fits))
