@@ -5,6 +5,8 @@ the folders hold; an interrupted comparison counts with what it has finished.
 
     python benchmarks/self_stabilising.py train --models resnet18-w8 resnet34-w8 resnet50-w8 --seeds 3
     python benchmarks/self_stabilising.py page runs/self-stabilising/*
+    python benchmarks/self_stabilising.py train --first-seed 3 --seeds 5 --runs runs/fresh --rules bp ...
+    python benchmarks/self_stabilising.py fresh runs/fresh/*       the second table: seeds that chose nothing
     python benchmarks/self_stabilising.py depth
     python benchmarks/self_stabilising.py validation FOLDER ...    comparisons with --evaluate-on validation
 """
@@ -49,10 +51,10 @@ RULES = {
 }
 
 
-def train(models: list[str], seeds: int, runs: Path, rules: list[str]) -> None:
+def train(models: list[str], seeds: int, first: int, runs: Path, rules: list[str]) -> None:
     """One comparison a model, in one process."""
     for model in models:
-        command = [sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds), "--workers", "0",
+        command = [sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds), "--first-seed", str(first), "--workers", "0",
                    "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *rules]  # fmt: skip
         subprocess.run(command, check=True)
 
@@ -100,6 +102,27 @@ def page(folders: list[Path]) -> None:
                       + rest.partition("<!-- /table -->")[2])  # fmt: skip
     (OUT / "results.csv").write_text("\n".join(table) + "\n")
     (OUT / "environment.json").write_text(json.dumps(made, indent=2) + "\n")
+
+
+def fresh(folders: list[Path]) -> None:
+    """fresh.csv, and the second table in README.md: rules at seeds after those by which anything was judged."""
+    cells, table, commits = {}, ["rule,model,seed,accuracy"], dict[str, None]()
+    for folder in sorted(map(RunFolder.open, folders), key=lambda f: f.config()["model"]):
+        config, made = folder.config(), folder.environment()
+        commits[(made["git"] or {}).get("commit", "unknown")[:9]] = None
+        for row in folder.read_json("results.json"):
+            cells[RULES[row["text"]], config["model"]] = cell(row["accuracies"])
+            first = config["first_seed"]
+            table += [f'"{row["text"]}",{config["model"]},{first + i},{a:.4f}' for i, a in enumerate(row["accuracies"])]
+    models = list(dict.fromkeys(model for _, model in cells))
+    lines = [f"| rule | {' | '.join(models)} |", "|:--|" + "--:|" * len(models)]
+    lines += [f"| {r} | {' | '.join(cells[r, m] for m in models)} |" for r in dict.fromkeys(r for r, _ in cells)]
+    lines += ["", f"Test accuracy (%), as above. Commits {', '.join(commits)}, the same machine."]
+    readme = OUT / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- fresh -->")
+    readme.write_text(before + "<!-- fresh -->\n\n" + "\n".join(lines) + "\n\n<!-- /fresh -->"
+                      + rest.partition("<!-- /fresh -->")[2])  # fmt: skip
+    (OUT / "fresh.csv").write_text("\n".join(table) + "\n")
 
 
 def validation(folders: list[Path]) -> None:
@@ -165,17 +188,18 @@ if __name__ == "__main__":
     training = commands.add_parser("train")
     training.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
     training.add_argument("--seeds", type=int, default=3)
+    training.add_argument("--first-seed", type=int, default=0)
     training.add_argument("--rules", nargs="+", default=list(RULES))
     training.add_argument("--runs", type=Path, default=Path("runs/self-stabilising"))
-    for name in ("page", "validation"):
+    for name in ("page", "fresh", "validation"):
         commands.add_parser(name).add_argument("folders", nargs="+", type=Path)
     probing = commands.add_parser("depth")
     probing.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
     probing.add_argument("--lrs", nargs="+", type=float, default=[0.4, 0.1])
     given = parser.parse_args()
     if given.command == "train":
-        train(given.models, given.seeds, given.runs, given.rules)
+        train(given.models, given.seeds, given.first_seed, given.runs, given.rules)
     elif given.command == "depth":
         depth(given.models, given.lrs)
     else:
-        {"page": page, "validation": validation}[given.command](given.folders)
+        {"page": page, "fresh": fresh, "validation": validation}[given.command](given.folders)
