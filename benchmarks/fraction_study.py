@@ -57,7 +57,8 @@ def page(folders: list[Path]) -> None:
     for folder in map(RunFolder.open, folders):
         config, made = folder.config(), folder.environment()
         rows: dict[tuple[str, str], dict[str, Any]] = dict(zip(rules, folder.read_json("results.json"), strict=True))
-        text += f"**{NAMES.get(config['data']['name'], config['data']['name'])}**: {config['model']}, {config['epochs']} epochs, {config['seeds']} seeds; "
+        name = config["data"]["name"]
+        text += f"**{NAMES.get(name, name)}**: {config['model']}, {config['epochs']} epochs, {config['seeds']} seeds; "
         text += f"test accuracy (%), mean ± standard deviation. Backpropagation: {cell(rows['bp', '1'])}. Commit "
         text += f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}.\n\n| rule | {' | '.join(FRACTIONS)} |\n"
         text += f"|:--|{'--:|' * len(FRACTIONS)}\n"

@@ -417,7 +417,10 @@ def essence(box: str) -> str:
     """What tyro says in a box, in one line: without frame, title, and the help that follows."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
     inside = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in lines if not re.match(r"^[╭╰+]", line)]
-    if len(inside) > 1 and re.fullmatch(r"[─-]{3,}", inside[1]):  # where letters are ASCII the title is a line
+    framed = any(
+        line.startswith("╭") for line in lines
+    )  # where letters are ASCII there is no frame: the title is a line
+    if not framed and len(inside) > 1 and re.fullmatch(r"[─-]{3,}", inside[1]):
         inside = inside[2:]
     text = []
     for line in inside:
@@ -425,4 +428,6 @@ def essence(box: str) -> str:
             break
         text.append(line.strip())
     line = " ".join(" ".join(text).split())
-    return re.sub(r"^Error parsing (\w*Config|data|forward|backward): ", "", line) or "the command line cannot be read"
+    return (
+        re.sub(r"^Error parsing (\w*Config|run|data|forward|backward): ", "", line) or "the command line cannot be read"
+    )
