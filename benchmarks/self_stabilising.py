@@ -54,8 +54,10 @@ RULES = {
 def train(models: list[str], seeds: int, first: int, runs: Path, rules: list[str]) -> None:
     """One comparison a model, in one process."""
     for model in models:
-        command = [sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds), "--first-seed", str(first), "--workers", "0",
-                   "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *rules]  # fmt: skip
+        command = [
+            sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds),
+            "--first-seed", str(first), "--workers", "0", "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *rules,
+        ]  # fmt: skip
         subprocess.run(command, check=True)
 
 
