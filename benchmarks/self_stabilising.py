@@ -55,8 +55,9 @@ def train(models: list[str], seeds: int, first: int, runs: Path, rules: list[str
     """One comparison a model, in one process."""
     for model in models:
         command = [
-            sys.executable, "-m", "untied", "compare", "--model", model, "--seeds", str(seeds),
-            "--first-seed", str(first), "--workers", "0", "--timing-steps", "0", "--out", str(runs / model), "--overwrite", "--rules", *rules,
+            sys.executable, "-m", "untied", "compare", "--model", model, "--workers", "0", "--timing-steps", "0",
+            "--seeds", str(seeds), "--first-seed", str(first), "--out", str(runs / model), "--overwrite",
+            "--rules", *rules,
         ]  # fmt: skip
         subprocess.run(command, check=True)
 
