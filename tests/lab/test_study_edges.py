@@ -251,6 +251,26 @@ def test_a_gpu_has_one_worker(tmp_path, monkeypatch):
         x.stdout.close()
 
 
+def test_workers_share_a_gpu_where_that_is_asked_for(tmp_path, monkeypatch):
+    two_gpus(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    third = GPU.replace("'auto'", "'auto', 3")
+    command, pipe = [sys.executable, "-c", third], subprocess.PIPE
+    ps = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    try:
+        assert [p.stdout.readline().strip() for p in ps] == ["GPU-aa"] * 3
+        for code in (third, GPU):  # a fourth, and one that shares with nobody
+            e = subprocess.run([sys.executable, "-c", code], input="\n", capture_output=True, text=True).stderr
+            assert "all 1 GPUs" in e and "--workers-per-gpu" in e
+        for p in ps[:2]:
+            p.communicate("\n")
+        e = subprocess.run([sys.executable, "-c", GPU], input="\n", capture_output=True, text=True).stderr
+        assert "all 1 GPUs" in e
+    finally:
+        ps[2].communicate("\n")
+    assert subprocess.run([sys.executable, "-c", GPU], input="\n", capture_output=True, text=True).stdout == "GPU-aa\n"
+
+
 def test_a_silent_worker_is_taken_for_dead_as_often_as_retries_allow(tmp_path, monkeypatch):
     c = named(transfer(tmp_path / "s", rules=("bp",), retries=1))
     d = c.define()

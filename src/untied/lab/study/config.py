@@ -16,6 +16,7 @@ from untied.lab.config import PRESETS, CompareConfig, DeviceConfig, TrainConfig,
 from untied.lab.reading import from_mapping
 from untied.lab.recipes import over, recipe
 from untied.lab.record import file_name, plain
+from untied.lab.study.gpus import SHARES
 from untied.lab.study.space import Space, space
 from untied.lab.study.storage import without_password
 from untied.rules import parse
@@ -47,6 +48,8 @@ class StudyConfig:
     """The study's folder, with runs/, table, figures and page; studies/NAME by default."""
     workers: int = 1
     """Processes of this machine that train; 0 trains in this one."""
+    workers_per_gpu: int = 1
+    """How many workers may share a GPU, up to 16: small networks do not fill one."""
     silence: float = 180.0
     """Seconds after which a worker that does not report is taken for dead, and its run is given to another."""
     retries: int = 3
@@ -56,6 +59,8 @@ class StudyConfig:
         for name, least in (("seeds", 1), ("workers", 0), ("retries", 0)):
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if not 1 <= self.workers_per_gpu <= SHARES:
+            raise UntiedError(f"workers_per_gpu is {self.workers_per_gpu}: it must be from 1 to {SHARES}")
         if not self.silence >= 1:
             raise UntiedError(f"silence is {self.silence}: it must be at least 1 second")
         if (self.run.devices.devices or 1) * self.run.devices.nodes > 1:
@@ -85,7 +90,7 @@ class StudyConfig:
         return from_mapping(TrainConfig, whole, what)
 
 
-CHANGEABLE = ("workers", "out", "storage", "trials", "silence", "retries", "name")
+CHANGEABLE = ("workers", "workers_per_gpu", "out", "storage", "trials", "silence", "retries", "name")
 """Fields that may differ when a study is continued."""
 
 

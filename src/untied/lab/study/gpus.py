@@ -1,4 +1,4 @@
-"""One GPU for one worker: a lock by the GPU's own identity, so that two workers never share one by accident."""
+"""One GPU for one worker: locks by the GPU's own identity, so that workers never share one by accident."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from filelock import FileLock, Timeout
 
 from untied.errors import UntiedError
 
-__all__ = ["claim_gpu"]
+__all__ = ["SHARES", "claim_gpu"]
+
+SHARES = 16
+"""Locks of a GPU. A worker takes all of them, or its part where the study lets several share one."""
 
 _held: list[FileLock] = []  # as long as this process lives
 
 
-def claim_gpu(accelerator: str) -> str | None:
+def claim_gpu(accelerator: str, workers: int = 1) -> str | None:
     """Take a GPU that no other worker of this user on this machine has, and hide the others from this process.
 
     Has to be called before CUDA is used. A lock falls with its process, however that ends.
 
     Args:
         accelerator: of the runs. cpu and mps need none; auto takes a GPU if the machine has any.
+        workers: how many may share a GPU, at most SHARES.
 
     Returns:
         The GPU's identity, or None if the runs need none.
@@ -35,20 +39,40 @@ def claim_gpu(accelerator: str) -> str | None:
         return None
     visible = visible_gpus()
     for identity in visible:
-        lock = FileLock(Path(tempfile.gettempdir()) / f"untied-{getpass.getuser()}-{identity}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            continue
-        _held.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = identity
-        return identity
+        taken = _take(identity, SHARES // workers)
+        if taken:
+            _held.extend(taken)
+            os.environ["CUDA_VISIBLE_DEVICES"] = identity
+            return identity
     if visible:
         raise UntiedError(
-            f"all {len(visible)} GPUs that this process sees have a worker already: start fewer workers, show this one "
-            "another GPU (CUDA_VISIBLE_DEVICES), or train on --run.devices.accelerator cpu"
+            f"all {len(visible)} GPUs that this process sees have a worker already: start fewer workers, let several "
+            "share a GPU (--workers-per-gpu), show this one another GPU (CUDA_VISIBLE_DEVICES), or train on "
+            "--run.devices.accelerator cpu"
         )
     return None
+
+
+def _take(identity: str, shares: int) -> list[FileLock]:
+    """So many shares of a GPU, or none."""
+
+    def lock(name: object) -> FileLock:
+        return FileLock(Path(tempfile.gettempdir()) / f"untied-{getpass.getuser()}-{identity}-{name}.lock")
+
+    taken: list[FileLock] = []
+    with lock("taking"):  # one at a time, or two could each end up with a half
+        for number in range(SHARES):
+            share = lock(number)
+            try:
+                share.acquire(blocking=False)
+            except Timeout:
+                continue
+            taken.append(share)
+            if len(taken) == shares:
+                return taken
+        for share in taken:
+            share.release()
+    return []
 
 
 def visible_gpus() -> list[str]:

@@ -74,7 +74,7 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
     code = 0
     if progress.ended < progress.planned:
         if config.workers == 0:
-            claim_gpu(config.run.devices.accelerator)
+            claim_gpu(config.run.devices.accelerator, config.workers_per_gpu)
             worker = Worker(study, config, definition, folder.path / "runs", lambda line: say(console, line))
             with stopping(worker) as codes:
                 worker.work()
@@ -230,7 +230,7 @@ def join(
     if root is not None:
         run = dataclasses.replace(config.run, data=dataclasses.replace(config.run.data, root=root))
         config = dataclasses.replace(config, run=run)
-    gpu = claim_gpu(config.run.devices.accelerator)
+    gpu = claim_gpu(config.run.devices.accelerator, config.workers_per_gpu)
     if threads is not None:
         torch.set_num_threads(threads)
     with_sampler(study, config, int.from_bytes(os.urandom(3)) if index is None else index)
