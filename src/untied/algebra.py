@@ -281,8 +281,8 @@ def merged(terms: list[Correlation], geometry: Geometry, scale: float, free: tup
     Activation alignment's two terms share x: correlate(x, p − y). Information alignment's share y:
     correlate(T_B* y − x, y). Where one of ``free`` appears in a single term, the sum may take its place in memory.
     """
-    sides = [id(side) for t in terms for side in (t.left, t.right)]
-    once = {id(t) for t in free if sides.count(id(t)) == 1}
+    sides = [side for t in terms for side in (t.left, t.right)]
+    once = [t for t in free if sum(t is side for side in sides) == 1]
     groups: list[tuple[list[tuple[Number, Tensor]], list[tuple[Number, Tensor]]]] = []
     for t in terms:
         for lefts, rights in groups:
@@ -307,9 +307,9 @@ def merged(terms: list[Correlation], geometry: Geometry, scale: float, free: tup
     return _sum(products[1:], _times(gradient, factor))
 
 
-def _side(terms: list[tuple[Number, Tensor]], once: set[int]) -> tuple[Number, Tensor]:
+def _side(terms: list[tuple[Number, Tensor]], once: list[Tensor]) -> tuple[Number, Tensor]:
     """Σ factor * tensor as (factor, tensor); the first of those that may be overwritten becomes the sum."""
-    at = next((i for i, (_, t) in enumerate(terms) if id(t) in once), None)
+    at = next((i for i, (_, t) in enumerate(terms) if any(t is free for free in once)), None)
     factor, result = terms[at or 0]
     for i, (f, t) in enumerate(terms):
         if i != (at or 0):
