@@ -39,10 +39,10 @@ from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder
 from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
 
-__all__ = ["BenchConfig", "again", "bench", "speed_figure"]
+__all__ = ["BenchConfig", "again", "bench", "profiled", "speed_figure"]
 
 PLAIN, CONTROL = "plain", "plain again"
-PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "wgrad", "dgrad", "fprop")
+PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _measure(config: BenchConfig, case: Case) -> Iterator[dict[str, Any]]:
     for found in interleaved(steps, clock, config.rounds):
         yield about | {"kind": "round", "rules": {name: parts._asdict() for name, parts in found.items()}}
     for _ in range(config.profile):
-        yield about | {"kind": "profile", "rules": {name: _profiled(step, clock) for name, step in steps.items()}}
+        yield about | {"kind": "profile", "rules": {name: profiled(step, clock) for name, step in steps.items()}}
 
 
 def _counted(step: Step, clock: Clock) -> dict[str, int]:
@@ -261,7 +261,7 @@ def _bytes(t: Tensor) -> int:
     return t.numel() * t.element_size()
 
 
-def _profiled(step: Step, clock: Clock) -> dict[str, float]:
+def profiled(step: Step, clock: Clock) -> dict[str, float]:
     """Seconds in kernels that multiply, and in all others, of one step."""
     cuda = clock.cuda
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -269,8 +269,10 @@ def _profiled(step: Step, clock: Clock) -> dict[str, float]:
         step.run(clock)
     products = rest = 0.0
     for event in seen.key_averages():
+        if cuda and (event.device_type.name != "CUDA" or event.is_user_annotation):
+            continue  # what started a kernel has the kernel's time as well
         own = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
-        if any(word in event.key.lower() for word in PRODUCTS):
+        if any(word in event.key.lower() for word in PRODUCTS) and not event.key.startswith("triton"):
             products += own
         else:
             rest += own
