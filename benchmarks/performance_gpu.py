@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch._functorch import config as functorch
+from torch.profiler import ProfilerActivity, profile
 
 import untied
 from untied.lab.bench import profiled
@@ -87,6 +88,16 @@ def peak(step: Step, clock: Clock) -> int:
     return torch.cuda.max_memory_allocated() - before + kept
 
 
+def kernels(step: Step, clock: Clock) -> dict[str, float]:
+    """Milliseconds of a step's kernels by name, those of the most time."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as seen:
+        step.run(clock)
+        torch.cuda.synchronize()
+    events = [e for e in seen.key_averages() if e.device_type.name == "CUDA" and not e.is_user_annotation]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    return {f"{e.key[:120]} x{e.count}": e.self_device_time_total / 1e3 for e in events[:60]}
+
+
 def job(model: str, rule: str, given: argparse.Namespace, start: Any, out: Any) -> None:
     """One rule and the plain network, in this process: says when both are compiled, waits for all others, measures."""
     row: dict[str, Any] = {"model": model, "rule": rule}
@@ -105,6 +116,7 @@ def job(model: str, rule: str, given: argparse.Namespace, start: Any, out: Any) 
             rounds = interleaved(steps, clock, given.rounds, warming=5)
             row["rounds"] = [{name: parts._asdict() for name, parts in found.items()} for found in rounds]
             row["peaks"] = {name: peak(step, clock) for name, step in steps.items()}
+            row["kernels"] = {name: kernels(step, clock) for name, step in steps.items()}
             row["profiles"] = [{n: profiled(s, clock) for n, s in steps.items()} for _ in range(given.profile)]
             torch.cuda.empty_cache()
     except Exception:

@@ -527,6 +527,7 @@ def test_a_copied_model_records_on_its_own() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device: no GPU here")
+@pytest.mark.filterwarnings("ignore:.*no current CUDA context")  # of the first backward pass there
 @by_rule
 def test_a_model_on_two_devices(rule: RuleCase) -> None:
     class Split(SmallNet):

@@ -72,7 +72,11 @@ class Tape:
         self.align = align
         rules = [layer.rule for layer in layers.values() if isinstance(layer.rule, Alignment)]
         # Where in the batch a ``fraction`` begins, 0 to 1. Without one, no random number is taken.
-        self.place = torch.rand(()) if align and any(rule.fraction < 1 for rule in rules) else torch.zeros(())
+        draws = align and any(rule.fraction < 1 for rule in rules)
+        self.place = torch.rand(()) if draws else torch.zeros(())
+        # A compiled step reads it on the layers' device: to copy it there would wait for the device, in every layer.
+        device = next(iter(layers.values())).weight_device if draws else self.place.device
+        self.place_there = torch.full((), float(self.place), device=device) if device.type != "cpu" else self.place
         # Settled here, once a step: inside a compiled model they would be guards.
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
@@ -166,8 +170,9 @@ class Tape:
         the first following the last."""
         blocks = n % k == 0
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
-            start = (self.place * (n // k)).long() * k if blocks else (self.place * n).long()
-            return x.index_select(0, (torch.arange(k, device=x.device) + start) % n)
+            place, rows = self.place_there.to(x.device), torch.arange(k, device=x.device)
+            rows = rows + (place * (n // k)).long() * k if blocks else (rows + (place * n).long()) % n
+            return x.index_select(0, rows)
         first = int(self.place * (n // k)) * k if blocks else int(self.place * n)
         return x[first : first + k] if first + k <= n else torch.cat([x[first:], x[: first + k - n]])
 

@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 WARMING = 2  # rounds that are not counted
+AHEAD = (
+    3  # steps in a row on a GPU, after one that is not counted: there Python runs ahead of the device, as in training
+)
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -63,13 +66,11 @@ class Clock:
         self.cuda = torch.device(device).type == "cuda"
         self.mps = torch.device(device).type == "mps"
         self.now: Callable[[], float] = time.process_time if cpu else time.perf_counter
-        self.marks: list[float | torch.cuda.Event] = []
+        self.steps: list[list[float | torch.cuda.Event]] = []
 
     def start(self) -> None:
-        """Begin a step, when all before it is done."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.marks.clear()
+        """Begin a step."""
+        self.steps.append([])
         self.mark()
 
     def mark(self) -> None:
@@ -77,18 +78,21 @@ class Clock:
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.marks.append(event)
+            self.steps[-1].append(event)
         else:
             if self.mps:
                 torch.mps.synchronize()
-            self.marks.append(self.now())
+            self.steps[-1].append(self.now())
 
-    def parts(self) -> Parts:
-        """Of the step that has ended."""
+    def parts(self, count: int) -> Parts:
+        """The mean over the last ``count`` steps."""
         if self.cuda:
             torch.cuda.synchronize()
-            return Parts(*(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self.marks)))  # type: ignore[union-attr,arg-type]
-        return Parts(*(b - a for a, b in itertools.pairwise(self.marks)))  # type: ignore[operator]
+        taken, self.steps = self.steps[-count:], []
+        return Parts(*(statistics.fmean(seconds) for seconds in zip(*map(self._parts, taken), strict=True)))
+
+    def _parts(self, marks: list[Any]) -> list[float]:
+        return [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in itertools.pairwise(marks)]
 
 
 class Step(NamedTuple):
@@ -165,7 +169,8 @@ def plain_step(
         clock.start()
         group.optimizer.zero_grad(set_to_none=True)
         loss = task(images, labels)
-        bool(torch.isfinite(loss.detach()))  # as training_step looks
+        if not clock.cuda:
+            bool(torch.isfinite(loss.detach()))  # as training_step looks; on a GPU a run looks now and then
         clock.mark()
         loss.backward()
         clock.mark()
@@ -201,7 +206,10 @@ def untied_step(
             clock.mark()
 
         clock.start()
-        training_step(objective, images, labels, optimizers, progress=0.0, step=next(count), backward=back)
+        look = None if clock.cuda else bool
+        training_step(
+            objective, images, labels, optimizers, progress=0.0, step=next(count), anywhere=look, backward=back
+        )
         clock.mark()
 
     own = tuple(group.optimizer for group in optimizers.all)
@@ -218,16 +226,16 @@ def interleaved(
 ) -> Iterator[dict[str, Parts]]:
     """Rounds of one step each (A, B, C, A, B, C, ...), so that a busy machine slows all of them alike.
 
-    A step with a period takes so many in a round, of which the mean counts. The first ``warming`` rounds are not given.
+    A step with a period takes so many in a round, of which the mean counts; on a GPU, `AHEAD` times as many after one
+    that is not counted. The first ``warming`` rounds are not given.
     """
     for number in range(warming + rounds):
         found = {}
         for name, step in steps.items():
-            each = []
-            for _ in range(step.period):
+            count = step.period * (AHEAD if clock.cuda else 1)
+            for _ in range(count + clock.cuda):
                 step.run(clock)
-                each.append(clock.parts())
-            found[name] = Parts(*(statistics.fmean(values) for values in zip(*each, strict=True)))
+            found[name] = clock.parts(count)
         if number >= warming:
             yield found
 
