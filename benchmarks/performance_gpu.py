@@ -1,7 +1,7 @@
 """What each rule costs on a GPU with the whole step compiled: results/performance-GPU, in one command of some minutes.
 
     python benchmarks/performance_gpu.py --out results/performance-h100
-    python benchmarks/performance_gpu.py --models resnet18 --rules fa aa --batch 64 --out runs/try
+    python benchmarks/performance_gpu.py --models "resnet18: fa; aa" --batch 64 --out runs/try
 
 ResNets on images of 224 x 224 in bf16, each rule against the plain network, interleaved, in a process of its own: all
 compile at once, as that takes the CPU alone, and then they are timed one after the other.
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import itertools
 import json
 import multiprocessing as mp
 import os
 import queue
 import statistics
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -145,9 +147,9 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     context = mp.get_context("spawn")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # of each process
     start, out = context.Event(), context.Queue()
-    given.lock = str(given.out / "gpu.lock")
+    given.lock = str(Path(tempfile.mkdtemp()) / "gpu.lock")
     jobs = [context.Process(target=job, args=(model, rule, given, start, out), daemon=True)
-            for model in given.models for rule in (CONTROL, *given.rules)]  # fmt: skip
+            for model, rules in given.models.items() for rule in (CONTROL, *rules)]  # fmt: skip
     for process in jobs:
         process.start()
     began, rows, ready = time.perf_counter(), [], 0
@@ -216,7 +218,7 @@ def table_row(row: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
 
 def page(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """README.md, table.csv and environment.json."""
-    order = {name: i for i, name in enumerate((CONTROL, *given.rules))}
+    order = {name: i for i, name in enumerate((CONTROL, *dict.fromkeys(itertools.chain(*given.models.values()))))}
     table = [
         table_row(row, given) for row in sorted((r for r in rows if "rounds" in r), key=lambda r: order[r["rule"]])
     ]
@@ -255,8 +257,8 @@ def page(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
-    parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"],
+                        help='each perhaps with its rules, as in "resnet18: fa; aa(fraction=1/8)"')  # fmt: skip
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
@@ -267,6 +269,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    words = (model.partition(":") for model in given.models)
+    given.models = {m.strip(): [r.strip() for r in rules.split(";")] if rules else RULES for m, _, rules in words}
     given.out.mkdir(parents=True, exist_ok=True)
     page(given, measure(given))
 
