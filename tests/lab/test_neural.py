@@ -73,7 +73,7 @@ def test_pls_is_that_of_scikit_learn(n: int, d: int, q: int, components: int) ->
     X = np.abs(noise(n, d)) / np.sqrt(np.arange(1, d + 1))
     Y = X @ noise(d, q, seed=1) / 5 + noise(n, q, seed=2)
     split = (np.arange(0, n, 1)[n // 5 :], np.arange(n // 5))
-    found = pls(gram(X), Y, split, components)
+    (found,) = pls(gram(X), Y, [split], components)
     reference = PLSRegression(components, scale=False, tol=1e-15, max_iter=50_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the iteration has not come to its tolerance
@@ -86,8 +86,8 @@ def test_pls_stops_where_nothing_is_left_to_explain() -> None:
     X = noise(40, 3)
     Y = X @ noise(3, 2, seed=1)
     split = (np.arange(30), np.arange(30, 40))
-    np.testing.assert_allclose(pls(gram(X), Y, split, 25), Y[30:], atol=1e-6)
-    flat = pls(gram(np.ones((40, 3))), Y, split, 25)
+    np.testing.assert_allclose(pls(gram(X), Y, [split], 25)[0], Y[30:], atol=1e-6)
+    (flat,) = pls(gram(np.ones((40, 3))), Y, [split], 25)
     np.testing.assert_allclose(flat, np.tile(Y[:30].mean(0), (10, 1)))
 
 
