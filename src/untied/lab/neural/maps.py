@@ -55,7 +55,9 @@ def pls(K: Floats, Y: Floats, cuts: Sequence[Split], components: int) -> list[Fl
         K: (n, n). Y: (n, q). cuts: each has rows to fit on, and rows to predict for.
         components: fewer are used where nothing is left to explain.
     """
-    return [found for s in range(0, len(cuts), AT_ONCE) for found in side_by_side(K, Y, cuts[s : s + AT_ONCE], components)]
+    return [
+        found for s in range(0, len(cuts), AT_ONCE) for found in side_by_side(K, Y, cuts[s : s + AT_ONCE], components)
+    ]
 
 
 def side_by_side(K: Floats, Y: Floats, cuts: Sequence[Split], components: int) -> list[Floats]:
@@ -72,7 +74,7 @@ def side_by_side(K: Floats, Y: Floats, cuts: Sequence[Split], components: int) -
     def centre(a: Floats) -> Floats:
         """(b, n): about each split's mean."""
         a = a * inside
-        return a - inside * (a.sum(1, keepdims=True) / count)
+        return np.asarray(a - inside * (a.sum(1, keepdims=True) / count))
 
     offset = inside @ Y / count
     S = np.empty((b, q, q))
