@@ -1,7 +1,7 @@
 """Fig. 6 on recordings: the table and figures of results/neural-v4, from a study of runs.
 
     python benchmarks/neural_fits.py convert DATA RECORDINGS
-    python benchmarks/neural_fits.py fit STUDY ... --recordings FILE ... [--runs FOLDER] [-- OPTION ...]
+    python benchmarks/neural_fits.py fit STUDY ... --recordings FILE ... [--maps pls] [--runs FOLDER] [-- OPTION ...]
     python benchmarks/neural_fits.py page [--runs FOLDER]
     python benchmarks/neural_fits.py time [--maps pls ridge]
 
@@ -62,9 +62,9 @@ def recordings(data: Path, out: Path) -> None:
                           rdm_region=("monkey IT", "human IT"), about=kriegeskorte))  # fmt: skip
 
 
-def fit(runs: list[str], recordings: list[Path], out: Path, options: list[str]) -> None:
+def fit(runs: list[str], recordings: list[Path], maps: list[str], out: Path, options: list[str]) -> None:
     """One call of the command, in a process of its own."""
-    words = [*runs, "--recording", *map(str, recordings), "--random", "--pixels", "--maps", "pls", "ridge"]
+    words = [*runs, "--recording", *map(str, recordings), "--random", "--pixels", "--maps", *maps]
     code = subprocess.run([sys.executable, "-m", "untied", "neural", *words, "--out", str(out), *options]).returncode
     if code:
         sys.exit(code)  # it has said why; the same call goes on
@@ -154,7 +154,8 @@ if __name__ == "__main__":
     fitting.add_argument("--recordings", nargs="+", type=Path, required=True)
     for command in (fitting, commands.add_parser("page")):
         command.add_argument("--runs", type=Path, default=Path("runs/neural-v4"))
-    commands.add_parser("time").add_argument("--maps", nargs="+", choices=["pls", "ridge"], default=["pls"])
+    for command, maps in ((fitting, ["pls", "ridge"]), (commands.add_parser("time"), ["pls"])):
+        command.add_argument("--maps", nargs="+", choices=["pls", "ridge"], default=maps)
     converting = commands.add_parser("convert")
     for name in ("data", "out"):
         converting.add_argument(name, type=Path)
@@ -165,5 +166,5 @@ if __name__ == "__main__":
         timing(given.maps)
     else:
         if given.command == "fit":
-            fit(given.folders, given.recordings, given.runs, options)
+            fit(given.folders, given.recordings, given.maps, given.runs, options)
         page(given.runs)

@@ -159,7 +159,7 @@ def several(name: str | None, path: Path, runs: Sequence[Path], say: Callable[[s
             say(f"left out: {run} ({'has not ended' if result is None else result['failure']})")
             continue
         config = from_mapping(TrainConfig, folder.config(), f"config of {run}")
-        own = re.sub(rf"-{re.escape(config.model)}-seed{config.seed}(\.\d+)?$", "", run.name)
+        own = re.sub(rf"-{re.escape(config.model)}-seed{config.seed}(\.\d+)?(?=-|$)", "", run.name)
         label = config.rule if own == run.name else own
         yield Source(f"{name} {label}" if name else label, run, config)
 
