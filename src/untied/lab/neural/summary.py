@@ -35,7 +35,8 @@ class Row:
         r: median over neurons, mean over seeds; for rdm Spearman's correlation. sem: of the mean over neurons, of each
             neuron's mean over seeds; for rdm by bootstrap.
         corrected: median of r / √ρ over ``reliable`` neurons; ``neurons`` is the number of all.
-        difference, difference_sem: to the reference rule, neuron by neuron: median, and standard error of the mean.
+        difference, difference_sem: to the reference rule, neuron by neuron: median, and standard error of the mean;
+            for rdm the difference of r, and its standard error by bootstrap.
         seeds: of the rule, their r in ``each``; spread: its standard deviation over seeds.
         apart: from the same seed of the reference rule, neuron by neuron: the median of each seed that both have.
         apart_sem: the standard error of its mean over seeds.
@@ -129,25 +130,25 @@ def of_scope(fits: Sequence[Fit], region: str, kind: str, scope: str) -> Iterato
     rules = list(dict.fromkeys(f.rule for f in fits))
     against = reference(rules)
     names = {r: list(dict.fromkeys(f.layer for f in fits if f.rule == r)) for r in rules}
-    base: dict[int, Floats] = {}
+    base: dict[int, _Found] = {}
     for rule in sorted(rules, key=lambda r: (r != against, is_floor(r))):
         for layer in (BEST, *names[rule]):
             own = [f for f in fits if f.rule == rule]
             seeds = sorted({f.seed for f in own})
             found = {s: of_network([f for f in own if f.seed == s], region, kind, layer) for s in seeds}
             if layer == BEST and rule == against:
-                base = {s: f.vector for s, f in found.items()}
+                base = found
             compared = base if layer == BEST and rule != against else {}
             yield row(own, found, compared, (region, kind, rule, scope, layer))
 
 
 def row(
-    own: Sequence[Fit], found: dict[int, _Found], base: dict[int, Floats], key: tuple[str, str, str, str, str]
+    own: Sequence[Fit], found: dict[int, _Found], base: dict[int, _Found], key: tuple[str, str, str, str, str]
 ) -> Row:
     """One row.
 
     Args:
-        own: fits of the rule. found: by seed; base: the reference rule's vectors likewise, none for no difference.
+        own: fits of the rule. found: by seed; base: the reference rule's likewise, none for no difference.
     """
     region, kind, rule, scope, layer = key
     at = next((f for f in own if f.layer == layer), None)
@@ -155,16 +156,20 @@ def row(
     vector = mean(np.array([f.vector for f in found.values()]))
     rho = reliability(own, region, layer) if kind != RDM else np.array([])
     fixed = corrected(vector, rho) if kind != RDM else rho
-    apart = vector - mean(np.array(list(base.values()))) if base else None
-    paired = [median(f.vector - base[s]) for s, f in found.items() if s in base]
     values = [f.value for f in found.values()]
+    apart = vector - mean(np.array([f.vector for f in base.values()])) if base else None
+    difference = math.nan if apart is None else median(apart)
+    paired = [median(f.vector - base[s].vector) for s, f in found.items() if s in base]
+    if kind == RDM and base:  # the vectors are samples about these values
+        difference = statistics.fmean(values) - statistics.fmean(f.value for f in base.values())
+        paired = [f.value - base[s].value for s, f in found.items() if s in base]
     known = [a for a in {f.seed: f.accuracy for f in own}.values() if a is not None]
     return Row(
         region=region, map=kind, rule=rule, recording=scope, layer=layer,
         order=at.order if at else -1, width=at.width if at else -1, used=at.used if at else -1,
         r=statistics.fmean(values), sem=spread(vector) if kind == RDM else sem(vector),
         corrected=median(fixed), reliable=int(np.isfinite(fixed).sum()), neurons=0 if kind == RDM else len(vector),
-        difference=math.nan if apart is None else median(apart),
+        difference=difference,
         difference_sem=math.nan if apart is None else spread(apart) if kind == RDM else sem(apart),
         seeds=len(found), spread=statistics.stdev(values) if len(values) > 1 else math.nan, each=tuple(values),
         apart=tuple(paired), apart_sem=sem(np.array(paired)),

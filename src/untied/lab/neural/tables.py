@@ -65,8 +65,8 @@ def number(value: float, form: str) -> str:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """NaN of none."""
-    return statistics.fmean(values) if values else math.nan
+    """NaN of fewer than two."""
+    return statistics.fmean(values) if len(values) > 1 else math.nan
 
 
 def plus_minus(value: float, error: float, form: str = ".3f") -> str:
