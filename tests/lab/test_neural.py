@@ -32,10 +32,12 @@ from untied.lab.neural.features import Projection, features, grouped
 from untied.lab.neural.fits import Settings, fit_responses
 from untied.lab.neural.layers import chosen, trace
 from untied.lab.neural.maps import PENALTIES, chosen_penalty, gram, pls, ridge
+from untied.lab.neural.networks import networks
 from untied.lab.neural.preprocess import Prepared, as_trained, prepare
 from untied.lab.neural.recording import Recording, of_arrays, read, write
 from untied.lab.neural.scores import corrected, median, pearson, sem, split_half, test_retest
 from untied.lab.neural.splits import folds, splits
+from untied.lab.record import RunFolder
 from untied.lab.train import train
 
 test_retest.__test__ = False  # type: ignore[attr-defined]  # a reliability, not a test
@@ -73,7 +75,7 @@ def test_pls_is_that_of_scikit_learn(n: int, d: int, q: int, components: int) ->
     X = np.abs(noise(n, d)) / np.sqrt(np.arange(1, d + 1))
     Y = X @ noise(d, q, seed=1) / 5 + noise(n, q, seed=2)
     split = (np.arange(0, n, 1)[n // 5 :], np.arange(n // 5))
-    found = pls(gram(X), Y, split, components)
+    (found,) = pls(gram(X), Y, [split], components)
     reference = PLSRegression(components, scale=False, tol=1e-15, max_iter=50_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the iteration has not come to its tolerance
@@ -82,12 +84,31 @@ def test_pls_is_that_of_scikit_learn(n: int, d: int, q: int, components: int) ->
     np.testing.assert_allclose(pearson(found, Y[split[1]]), pearson(wanted, Y[split[1]]), atol=1e-6)
 
 
+def test_pls_of_many_splits_is_that_of_each() -> None:
+    """Splits of different sizes, more than are taken at once, some of them out of components earlier than others."""
+    X = np.concatenate([noise(90, 6), np.zeros((90, 30))], 1)
+    X[60:, 6:] = noise(30, 30, seed=4)  # images that only some splits see
+    Y = X @ noise(36, 5, seed=1) + 0.3 * noise(90, 5, seed=2)
+    cuts = [(np.arange(60), np.arange(60, 75)), *folds(np.arange(90), 35, 0)]
+    for found, cut in zip(pls(gram(X), Y, cuts, 12), cuts, strict=True):
+        np.testing.assert_allclose(found, pls(gram(X), Y, [cut], 12)[0], atol=1e-8)
+
+
+def test_single_precision_is_enough_for_inner_products() -> None:
+    X, responses = features_and_responses(200, 3000, 20, 1, 1.0)
+    X = np.maximum(X, 0) + 3  # as after a ReLU, and far from its mean
+    K, Y = gram(X), responses[:, :, 0]
+    cut = (np.arange(160), np.arange(160, 200))
+    one, two = (pearson(pls(k, Y, [cut], 25)[0], Y[160:]) for k in (K, gram(X.astype(np.float32))))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
 def test_pls_stops_where_nothing_is_left_to_explain() -> None:
     X = noise(40, 3)
     Y = X @ noise(3, 2, seed=1)
     split = (np.arange(30), np.arange(30, 40))
-    np.testing.assert_allclose(pls(gram(X), Y, split, 25), Y[30:], atol=1e-6)
-    flat = pls(gram(np.ones((40, 3))), Y, split, 25)
+    np.testing.assert_allclose(pls(gram(X), Y, [split], 25)[0], Y[30:], atol=1e-6)
+    (flat,) = pls(gram(np.ones((40, 3))), Y, [split], 25)
     np.testing.assert_allclose(flat, np.tile(Y[:30].mean(0), (10, 1)))
 
 
@@ -233,6 +254,7 @@ def test_rows_pool_recordings_average_seeds_and_compare_neuron_by_neuron() -> No
     assert (sa.r, sa.seeds, sa.spread) == (pytest.approx(0.45), 2, pytest.approx(np.std([0.4, 0.5], ddof=1)))
     assert (sa.difference, sa.difference_sem) == (pytest.approx(0.15), pytest.approx(0, abs=1e-9))
     assert floor.difference == pytest.approx(-0.1) and np.isnan(base.difference)
+    assert sa.apart == (pytest.approx(0.1),) and np.isnan(sa.apart_sem)  # bp has no seed 1
     assert base.sem == pytest.approx(np.std(base.vector, ddof=1) / np.sqrt(8))
 
 
@@ -415,6 +437,7 @@ def test_a_recording_is_read_as_it_was_written_in_each_way_of_giving_images(tmp_
         ({"stimulus": np.arange(59)}, "60 images and 59 values of stimulus"),
         ({"images": noise(60, 4, 4)}, "images are float64"),
         ({"rdm": np.zeros((59, 59)), "rdm_region": np.array(["IT"])}, "rdm is"),
+        ({"rdm": noise(60, 60), "rdm_region": np.array(["IT"])}, "rdm is not symmetric"),
         ({"responces": noise(60, 4)}, "unknown field 'responces'"),
     ],
 )  # fmt: skip
@@ -601,6 +624,30 @@ def test_a_comparison_is_as_many_runs(small_file: Path, tmp_path: Path) -> None:
     assert [(row["rule"], row["seeds"]) for row in rows][:3] == [("bp", 2), ("ia", 2), ("random", 2)]
 
 
+def test_a_folder_of_runs_is_its_runs_that_have_ended_under_their_labels(
+    two_runs: tuple[Path, Path], small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `untied transfer` leaves them; a study's folder is the same, with runs/ in it."""
+    study = tmp_path / "study"
+    model = RunFolder.open(two_runs[0]).config()["model"]
+    shutil.copytree(two_runs[0], study / "runs" / f"bp-{model}-seed0")
+    shutil.copytree(two_runs[1], study / "runs" / f"mine-{model}-seed0.1")
+    shutil.copytree(two_runs[1], study / "runs" / f"mine-{model}-seed0")
+    shutil.copytree(two_runs[0], study / "runs" / f"bad-{model}-seed0")
+    (study / "runs" / f"mine-{model}-seed0" / "results.json").unlink()
+    (study / "runs" / f"bad-{model}-seed0" / "results.json").write_text('{"failure": "loss is not finite"}')
+    said: list[str] = []
+    found = networks([str(study / "runs")], say=said.append)
+    assert [n.name for n in found] == ["bp, seed 0", "mine, seed 0"] and len(said) == 2
+    assert "loss is not finite" in said[0] and "has not ended" in said[1]
+    (study / "config.yaml").write_text("kind: transfer\n")
+    assert [n.name for n in networks([f"a={study}"])] == ["a bp, seed 0", "a mine, seed 0"]
+    for path in study.glob("runs/*/results.json"):
+        path.unlink()
+    assert main(["neural", str(study), "--recording", str(small_file), "--components", "3"]) == 2
+    assert "has ended: there is no network" in capsys.readouterr().err
+
+
 def test_mistakes_are_said_in_a_line(
     two_runs: tuple[Path, Path], small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -612,7 +659,7 @@ def test_mistakes_are_said_in_a_line(
     for words, said in (
         ([bp], "no recording is given"),
         (["--recording", file], "no runs are given"),
-        ([str(tmp_path), "--recording", file], "not a run folder"),
+        ([str(small_file.parent), "--recording", file], "not a run folder"),
         ([bp, "--recording", str(few)], "too few for 25 components"),
         ([bp, "--recording", file, file, "--components", "3"], "two recordings have the name small"),
         ([bp, "--recording", file, "--components", "3", "--layers", "relu9"], "no layer 'relu9'; nearest: relu1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from untied.errors import UntiedError
@@ -42,8 +45,8 @@ class NeuralConfig:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders of untied train or untied compare; runs of one rule are its seeds. LABEL=FOLDER puts a run under a
-    label."""
+    """Folders of untied train, untied compare or untied transfer, or a folder of runs; runs of one rule are its seeds.
+    LABEL=FOLDER puts a run under a label."""
     recording: tuple[Path, ...] = ()
     """Files of recordings, see docs/neural.md; neurons of one region are pooled."""
     layers: tuple[str, ...] = ("default",)
@@ -119,7 +122,11 @@ def neural(config: NeuralConfig, console: Console | None = None) -> int:
     out = config.out or Path("runs") / time.strftime("neural-%Y%m%d-%H%M%S")
     config = replace(config, out=out)
     recordings = read_all(config.recording)
-    found = networks(config.runs, config.checkpoint, config.root, config.random, config.pixels)
+    found = networks(
+        config.runs, config.checkpoint, config.root, config.random, config.pixels, lambda line: say(console, line)
+    )
+    if not found:
+        raise UntiedError(f"no run in {', '.join(config.runs)} has ended: there is no network to compare")
     for r in recordings:
         fits.check(r, config.settings)
         say(console, str(r))
@@ -134,9 +141,6 @@ def neural(config: NeuralConfig, console: Console | None = None) -> int:
         except KeyboardInterrupt:
             say(console, f"interrupted: {len(done)} fits are kept; the same command with --out {out}  goes on")
             return 130
-    for old in (folder.path / "fits").glob("*.safetensors"):
-        if old.stem not in done:
-            old.unlink()
     seen = list(dict.fromkeys(f"{n.model}: {n.seeing().words}" for n in found if n.model != PIXELS))
     about = [{"name": r.name, "words": str(r), "about": r.about, "noise": r.reliability[1]} for r in recordings]
     folder.write_json("results.json", {"fits": done, "recordings": about, "seen": seen, "rows": []})
@@ -254,17 +258,38 @@ def fit_layers(
     model: nn.Module, layers: Sequence[Layer], r: Recording, pictures: Prepared, config: NeuralConfig, name: str
 ) -> Iterator[tuple[Layer, dict[str, Any]]]:
     """What is measured of some layers."""
-    memory = config.memory * 1_000_000
+
+    def seen(centre: bool) -> Iterator[tuple[Layer, Any]]:
+        memory = config.memory * 1_000_000
+        for layer, X in features(model, pictures, layers, width=config.width, memory=memory, centre=centre):
+            yield layer, finite(X, layer, name)
+
     results: dict[str, dict[str, Any]] = {}
     if len(r.rdm):
-        for layer, X in features(model, pictures, layers, width=config.width, memory=memory, centre=True):
-            results[layer.name] = fits.fit_rdm(finite(X, layer, name), r, config.settings)
+        for layer, X in seen(centre=True):
+            results[layer.name] = fits.fit_rdm(X, r, config.settings)
             if not r.region.size:
                 yield layer, results[layer.name]
     if r.region.size:
-        for layer, X in features(model, pictures, layers, width=config.width, memory=memory):
-            found = fits.fit_responses(finite(X, layer, name), r, config.settings)
+        for layer, found in abreast(lambda X: fits.fit_responses(X, r, config.settings), seen(centre=False)):
             yield layer, found | results.get(layer.name, {})
+
+
+def abreast(fit: Callable[[Any], dict[str, Any]], given: Iterable[tuple[Layer, Any]]) -> Iterator[tuple[Layer, Any]]:
+    """A fit of each layer, in their order: as many at a time as there are cores, which is faster than one on all."""
+    cores = min(8, torch.get_num_threads())
+    pool, waiting = ThreadPoolExecutor(cores), deque[tuple[Layer, Future[dict[str, Any]]]]()
+    try:
+        with threadpool_limits(None if cores == 1 else 1, user_api="blas"):
+            for layer, X in given:
+                waiting.append((layer, pool.submit(fit, X)))
+                if len(waiting) > cores:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def finite(X: torch.Tensor, layer: Layer, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -328,7 +353,8 @@ def write_page(
         f"neurons on {c['inner']} inner folds of its training pictures; the table names the one chosen most often. "
         "A neuron's r is its mean over splits. ± is the standard error of the mean over neurons (for dissimilarities, "
         "by bootstrap over images). Differences are taken neuron by neuron. Neurons are not independent, and the error "
-        "over neurons says nothing about other seeds: see the spread over them.\n\n" + seen
+        "over neurons says nothing about other seeds: see the spread over them, and the differences by seed, whose ± "
+        "is the standard error over seeds.\n\n" + seen
     )
     if wide:
         how += f"\n\nProjected onto {c['width']:,} random orthogonal directions: " + ", ".join(

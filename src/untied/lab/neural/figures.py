@@ -161,6 +161,8 @@ def neurons(rows: Sequence[Row]) -> Figure | None:
                     axes.plot(vectors[region, base], vectors[region, rule], marker, color=colour[rule], markersize=3.5,
                               alpha=0.75, linewidth=0, label=region)  # fmt: skip
             axes.set(title=names[rule], xlim=(low, high), ylim=(low, high), aspect="equal")
+        for axes in panels[len(others) - across : len(others)]:
+            axes.tick_params(labelbottom=True)  # nothing is drawn below some of them
         for axes in panels[len(others) :]:
             axes.set_visible(False)
         if len(regions) > 1:

@@ -15,6 +15,7 @@ A fit is kept as fits/NAME.safetensors in the run folder. Its tensors, with s sp
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -134,21 +135,27 @@ def fit_responses(X: NDArray[np.floating], recording: Recording, settings: Setti
         out[f"{name}.test"], out[f"{name}.inner"] = np.empty((2, len(cuts), Y.shape[1]))
     if "ridge" in settings.maps:
         out["ridge.penalty"] = np.empty((len(cuts), len(regions(recording.region))))
-    for s, split in enumerate(cuts):
-        fit = split[0]
-        inner = [(fit[a], fit[b]) for a, b in folds(groups[fit], settings.inner, (settings.seed, s))]
-        for g, region in enumerate(regions(recording.region)):
-            own = recording.region == region
-            y = Y[:, own]
-            if "pls" in settings.maps:
-                held = [pearson(pls(K, y, fold, components), y[fold[1]]) for fold in inner]
-                out["pls.inner"][s, own] = mean(np.array(held))
-                out["pls.test"][s, own] = pearson(pls(K, y, split, components), y[split[1]])
-            if "ridge" in settings.maps:
-                penalty, out["ridge.inner"][s, own] = chosen_penalty(K, y, inner)
+    inner = [inner_folds(groups, split, settings, s) for s, split in enumerate(cuts)]
+    for g, region in enumerate(regions(recording.region)):
+        own = recording.region == region
+        y = Y[:, own]
+        if "pls" in settings.maps:
+            every = [*cuts, *itertools.chain.from_iterable(inner)]
+            r = np.array([pearson(p, y[c[1]]) for p, c in zip(pls(K, y, every, components), every, strict=True)])
+            out["pls.test"][:, own] = r[: len(cuts)]
+            out["pls.inner"][:, own] = mean(r[len(cuts) :].reshape(len(cuts), settings.inner, -1).swapaxes(0, 1))
+        if "ridge" in settings.maps:
+            for s, split in enumerate(cuts):
+                penalty, out["ridge.inner"][s, own] = chosen_penalty(K, y, inner[s])
                 out["ridge.penalty"][s, g] = penalty
                 out["ridge.test"][s, own] = pearson(ridge(K, y, split, [penalty])[0], y[split[1]])
     return out
+
+
+def inner_folds(groups: NDArray[np.int64], split: Split, settings: Settings, s: int) -> list[Split]:
+    """The folds of a split's training images that layers and penalties are chosen on, as rows of the recording."""
+    fit = split[0]
+    return [(fit[a], fit[b]) for a, b in folds(groups[fit], settings.inner, (settings.seed, s))]
 
 
 def fit_rdm(X: NDArray[np.floating], recording: Recording, settings: Settings) -> dict[str, Floats]:

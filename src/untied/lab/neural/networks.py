@@ -27,6 +27,7 @@ from untied.lab.record import RunFolder
 __all__ = ["PIXELS", "RANDOM", "Network", "networks"]
 
 RANDOM, PIXELS = "random", "pixels"
+STUDIES = ("transfer", "noise", "search")
 Which = Literal["last", "best"]
 GIVEN = re.compile(r"(?P<label>[^/=]+)=(?P<path>.+)", re.DOTALL)
 
@@ -67,18 +68,24 @@ class Source:
 
 
 def networks(
-    runs: Sequence[str], which: Which = "last", root: Path | None = None, random: bool = False, pixels: bool = False
+    runs: Sequence[str],
+    which: Which = "last",
+    root: Path | None = None,
+    random: bool = False,
+    pixels: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Network]:
-    """The networks of runs, each RUN, or LABEL=RUN; a comparison has several.
+    """The networks of runs, each FOLDER, or LABEL=FOLDER; a comparison, a study or a folder of runs has several.
 
     Args:
         runs: folders. which: checkpoint of runs of untied train. root: where the data lies now.
         random: add each run's network as it was before training. pixels: add what the networks see.
+        say: is told of runs in a study or a folder of runs that are left out, because they failed or have not ended.
 
     Raises:
         UntiedError: no such run, or two with the same rule and seed.
-    """
-    sources = [source for run in runs for source in sources_of(run)]
+    """  # fmt: skip
+    sources = [source for run in runs for source in sources_of(run, say)]
     if root is not None:
         sources = [replace(s, config=replace(s.config, data=replace(s.config.data, root=root))) for s in sources]
     models, data = ({getattr(s.config, k) for s in sources} for k in ("model", "data"))
@@ -109,19 +116,23 @@ def networks(
     return [*found.values(), *floors.values()]
 
 
-def sources_of(given: str) -> Iterator[Source]:
+def sources_of(given: str, say: Callable[[str], None]) -> Iterator[Source]:
     """What a folder holds."""
     match = None if Path(given).is_dir() else GIVEN.fullmatch(given)
     name, path = (None, Path(given)) if match is None else (match["label"].strip(), Path(match["path"]).expanduser())
     if name in (RANDOM, PIXELS):
         raise UntiedError(f"the label {name!r} is that of the floor: choose another one for {path}")
+    inside = runs_in(path)
+    if inside:
+        yield from several(name, path, inside, say)
+        return
     folder = RunFolder.open(path)
     settings = folder.config()
     if "rule" in settings:
         yield Source(name, path, from_mapping(TrainConfig, settings, f"config of {path}"))
         return
     if "rules" not in settings or "seeds" not in settings:
-        raise UntiedError(f"{path} is neither a run of untied train nor of untied compare: it has no network")
+        raise UntiedError(f"{path} is no run of untied train or untied compare, and no study: it has no network")
     config = from_mapping(CompareConfig, settings, f"config of {path}")
     there = set(folder.weight_names())
     kept = [(e, seed) for e in config.rules for seed in config.all_seeds if weights_name(e, seed) in there]
@@ -129,6 +140,28 @@ def sources_of(given: str) -> Iterator[Source]:
         raise UntiedError(f"{path} has no weights: the comparison has finished no run")
     for entry, seed in kept:
         yield Source(f"{name} {label(entry)}" if name else None, path, config.run(entry, seed), entry)
+
+
+def runs_in(path: Path) -> list[Path]:
+    """The runs of untied train in a study's folder, or in a folder of runs; none of any other folder."""
+    if (path / "config.yaml").is_file():
+        path = path / "runs" if RunFolder.open(path).config().get("kind") in STUDIES else Path(path, "nothing")
+    found = sorted(path.glob("*/config.yaml")) if path.is_dir() else []
+    return [config.parent for config in found if "rule" in RunFolder.open(config.parent).config()]
+
+
+def several(name: str | None, path: Path, runs: Sequence[Path], say: Callable[[str], None]) -> Iterator[Source]:
+    """The runs that have ended and have not failed, each under the label that the study has put into its name."""
+    for run in runs:
+        folder = RunFolder.open(run)
+        result = folder.read_json("results.json") if (run / "results.json").is_file() else None
+        if result is None or result.get("failure"):
+            say(f"left out: {run} ({'has not ended' if result is None else result['failure']})")
+            continue
+        config = from_mapping(TrainConfig, folder.config(), f"config of {run}")
+        own = re.sub(rf"-{re.escape(config.model)}-seed{config.seed}(\.\d+)?(?=-|$)", "", run.name)
+        label = config.rule if own == run.name else own
+        yield Source(f"{name} {label}" if name else label, run, config)
 
 
 def group(source: Source) -> str:

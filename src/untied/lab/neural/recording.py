@@ -196,6 +196,8 @@ def check(r: Recording) -> None:
         raise UntiedError(f"recording {r.name}: rdm is {r.rdm.shape}, and {n} images need (d, {n}, {n})")
     if not np.isfinite(r.rdm).all():
         raise UntiedError(f"recording {r.name}: rdm has {int((~np.isfinite(r.rdm)).sum())} values that are not finite")
+    if not np.allclose(r.rdm, r.rdm.swapaxes(1, 2), atol=1e-6 * float(np.abs(r.rdm).max(initial=0.0))):
+        raise UntiedError(f"recording {r.name}: rdm is not symmetric; give the mean of it and its transpose")
     if np.isinf(r.responses).any():
         raise UntiedError(
             f"recording {r.name} has {int(np.isinf(r.responses).sum())} infinite responses: make them NaN"

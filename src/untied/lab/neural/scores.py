@@ -12,6 +12,7 @@ __all__ = ["corrected", "median", "pearson", "sem", "split_half", "test_retest"]
 
 Floats = NDArray[np.float64]
 HALVES = 20  # random halvings of the repeats
+AGAIN = 20  # pictures that must have been measured twice for a correlation over them to say anything
 LEAST = 0.1
 """Neurons less reliable than this have no noise-corrected value: it would be noise divided by noise."""
 
@@ -66,14 +67,14 @@ def masked_pearson(a: Floats, b: Floats, known: NDArray[np.bool_]) -> Floats:
 def test_retest(responses: Floats, groups: NDArray[np.int64]) -> Floats:
     """Reliability of one measurement of each neuron, (q,), from pictures that were measured in more than one row.
 
-    The correlation of the first row with the second one of each such picture; NaN with fewer than three of them.
+    The correlation of the first row with the second one of each such picture; NaN with fewer than 20 of them.
 
     Args:
         responses: (n, q). groups: (n,), which picture each row shows.
     """
     _, first, count = np.unique(groups, return_index=True, return_counts=True)
     again = [(i, np.flatnonzero(groups == groups[i])[1]) for i in first[count > 1]]
-    if len(again) < 3:
+    if len(again) < AGAIN:
         return np.full(responses.shape[1], np.nan)
     one, two = np.array(again).T
     return pearson(responses[one], responses[two])

@@ -32,10 +32,14 @@ class Row:
         region, map: what was predicted, and how ("pls", "ridge", or "rdm" for dissimilarities).
         rule: or its label, "random", "pixels". recording: its name, or "all" of a region.
         layer: its name, or "best": chosen on training images. order, width, used: see ``Fit``; -1 of "best".
-        r: median over neurons; for rdm Spearman's correlation. sem: of the mean over neurons; for rdm by bootstrap.
+        r: median over neurons, mean over seeds; for rdm Spearman's correlation. sem: of the mean over neurons, of each
+            neuron's mean over seeds; for rdm by bootstrap.
         corrected: median of r / √ρ over ``reliable`` neurons; ``neurons`` is the number of all.
-        difference, difference_sem: to the reference rule, neuron by neuron: median, and standard error of the mean.
+        difference, difference_sem: to the reference rule, neuron by neuron: median, and standard error of the mean;
+            for rdm the difference of r, and its standard error by bootstrap.
         seeds: of the rule, their r in ``each``; spread: its standard deviation over seeds.
+        apart: from the same seed of the reference rule, neuron by neuron: the median of each seed that both have.
+        apart_sem: the standard error of its mean over seeds.
         accuracy: of the runs, mean. chosen: the layer chosen most often, and share: how often.
         vector: r of each neuron, the mean over seeds; for rdm of each bootstrap sample.
     """
@@ -58,6 +62,8 @@ class Row:
     seeds: int
     spread: float
     each: tuple[float, ...]
+    apart: tuple[float, ...]
+    apart_sem: float
     accuracy: float
     chosen: str
     share: float
@@ -124,46 +130,52 @@ def of_scope(fits: Sequence[Fit], region: str, kind: str, scope: str) -> Iterato
     rules = list(dict.fromkeys(f.rule for f in fits))
     against = reference(rules)
     names = {r: list(dict.fromkeys(f.layer for f in fits if f.rule == r)) for r in rules}
-    base: Floats | None = None
+    base: dict[int, _Found] = {}
     for rule in sorted(rules, key=lambda r: (r != against, is_floor(r))):
         for layer in (BEST, *names[rule]):
             own = [f for f in fits if f.rule == rule]
             seeds = sorted({f.seed for f in own})
-            found = [of_network([f for f in own if f.seed == s], region, kind, layer) for s in seeds]
-            vector = mean(np.array([f.vector for f in found]))
+            found = {s: of_network([f for f in own if f.seed == s], region, kind, layer) for s in seeds}
             if layer == BEST and rule == against:
-                base = vector
-            yield row(own, found, vector, base if layer == BEST else None, (region, kind, rule, scope, layer))
+                base = found
+            compared = base if layer == BEST and rule != against else {}
+            yield row(own, found, compared, (region, kind, rule, scope, layer))
 
 
 def row(
-    own: Sequence[Fit],
-    found: Sequence[_Found],
-    vector: Floats,
-    base: Floats | None,
-    key: tuple[str, str, str, str, str],
+    own: Sequence[Fit], found: dict[int, _Found], base: dict[int, _Found], key: tuple[str, str, str, str, str]
 ) -> Row:
-    """One row."""
+    """One row.
+
+    Args:
+        own: fits of the rule. found: by seed; base: the reference rule's likewise, none for no difference.
+    """
     region, kind, rule, scope, layer = key
     at = next((f for f in own if f.layer == layer), None)
-    chosen = Counter(name for f in found for name in f.chosen).most_common(1)
+    chosen = Counter(name for f in found.values() for name in f.chosen).most_common(1)
+    vector = mean(np.array([f.vector for f in found.values()]))
     rho = reliability(own, region, layer) if kind != RDM else np.array([])
     fixed = corrected(vector, rho) if kind != RDM else rho
-    apart = vector - base if base is not None and not np.array_equal(vector, base) else None
-    values = [f.value for f in found]
+    values = [f.value for f in found.values()]
+    apart = vector - mean(np.array([f.vector for f in base.values()])) if base else None
+    difference = math.nan if apart is None else median(apart)
+    paired = [median(f.vector - base[s].vector) for s, f in found.items() if s in base]
+    if kind == RDM and base:  # the vectors are samples about these values
+        difference = statistics.fmean(values) - statistics.fmean(f.value for f in base.values())
+        paired = [f.value - base[s].value for s, f in found.items() if s in base]
     known = [a for a in {f.seed: f.accuracy for f in own}.values() if a is not None]
-    value = statistics.fmean(values) if kind == RDM else median(vector)
     return Row(
         region=region, map=kind, rule=rule, recording=scope, layer=layer,
         order=at.order if at else -1, width=at.width if at else -1, used=at.used if at else -1,
-        r=value, sem=spread(vector) if kind == RDM else sem(vector),
+        r=statistics.fmean(values), sem=spread(vector) if kind == RDM else sem(vector),
         corrected=median(fixed), reliable=int(np.isfinite(fixed).sum()), neurons=0 if kind == RDM else len(vector),
-        difference=math.nan if apart is None else median(apart),
+        difference=difference,
         difference_sem=math.nan if apart is None else spread(apart) if kind == RDM else sem(apart),
         seeds=len(found), spread=statistics.stdev(values) if len(values) > 1 else math.nan, each=tuple(values),
+        apart=tuple(paired), apart_sem=sem(np.array(paired)),
         accuracy=statistics.fmean(known) if known else math.nan,
         chosen=chosen[0][0] if chosen else "", vector=vector,
-        share=chosen[0][1] / sum(len(f.chosen) for f in found) if chosen else math.nan,
+        share=chosen[0][1] / sum(len(f.chosen) for f in found.values()) if chosen else math.nan,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -50,6 +51,7 @@ def shown(rows: Sequence[Row], recording: bool = False) -> list[dict[str, str]]:
                 f"minus {base}": plus_minus(row.difference, row.difference_sem, "+.3f"),
                 "seeds": str(row.seeds),
                 "sd over seeds": number(row.spread, ".3f"),
+                f"minus {base} by seed": plus_minus(mean_of(row.apart), row.apart_sem, "+.3f"),
                 "best layer": f"{row.chosen} ({100 * row.share:.0f} %)" if row.chosen else "–",
                 "neurons": str(row.neurons) if row.map != RDM else "–",
             }
@@ -60,6 +62,11 @@ def shown(rows: Sequence[Row], recording: bool = False) -> list[dict[str, str]]:
 
 def number(value: float, form: str) -> str:
     return f"{value:{form}}" if math.isfinite(value) else "–"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """NaN of fewer than two."""
+    return statistics.fmean(values) if len(values) > 1 else math.nan
 
 
 def plus_minus(value: float, error: float, form: str = ".3f") -> str:
@@ -80,9 +87,9 @@ def markdown_table(lines: Sequence[dict[str, str]]) -> str:
 
 def rich_table(lines: Sequence[dict[str, str]]) -> Table:
     """For a terminal of 80 columns: without what the files have besides."""
-    left_out = ("seeds", "sd over seeds", "neurons", "accuracy (%)")
+    left_out = ("seeds", "sd over seeds", "neurons", "accuracy (%)")  # and differences by seed
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    heads = [head for head in (lines[0] if lines else []) if head not in left_out]
+    heads = [head for head in (lines[0] if lines else []) if head not in left_out and not head.endswith("by seed")]
     for head in heads:
         longest = max(len(line[head]) for line in lines)
         table.add_column(
@@ -96,17 +103,17 @@ def rich_table(lines: Sequence[dict[str, str]]) -> Table:
 
 def csv_table(rows: Sequence[Row]) -> str:
     """Every row in full precision: pooled and single recordings, best and single layers."""
-    names = [f.name for f in fields(Row) if f.name not in ("vector", "each")]
+    names = [f.name for f in fields(Row) if f.name not in ("vector", "each", "apart")]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*names, "each_seed"])
+    table.writerow([*names, "each_seed", "minus_reference_each_seed"])
     for row in rows:
         values = [getattr(row, name) for name in names]
         cells = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
         cells = [
             "" if name in ("order", "width", "used") and v == -1 else v for name, v in zip(names, cells, strict=True)
         ]
-        table.writerow([*cells, " ".join(f"{v:.6g}" for v in row.each)])
+        table.writerow([*cells, *(" ".join(f"{v:.6g}" for v in seeds) for seeds in (row.each, row.apart))])
     return text.getvalue()
 
 
