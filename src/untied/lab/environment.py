@@ -8,6 +8,7 @@ import platform
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache  # what this process has imported stays the same
 def _describe() -> str | None:
     """The commit our source is checked out at, with "-dirty" if tracked files differ; None in no checkout."""
     source = Path(untied.__file__)
@@ -58,6 +60,7 @@ def _describe() -> str | None:
     return done.stdout.strip()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -65,6 +68,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _cpu() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

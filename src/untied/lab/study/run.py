@@ -25,7 +25,6 @@ from untied.lab.console import interruptible, say, stopping
 from untied.lab.loop import dataset
 from untied.lab.reading import read_mapping
 from untied.lab.record import ENVIRONMENT, RunFolder, file_name
-from untied.lab.study import report
 from untied.lab.study.config import CHANGEABLE, KINDS, SearchConfig, StudyConfig, kind_of
 from untied.lab.study.gpus import claim_gpu
 from untied.lab.study.queue import Queue
@@ -66,8 +65,7 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
     study, new = create(open_storage(config.storage), config.name, definition, CHANGEABLE)
     with_sampler(study, config)
     queue = Queue(study, config.plan(definition), config.silence, config.retries, lambda line: say(console, line))
-    queue.bury()
-    queue.fill()
+    queue.tend()
     progress = queue.progress()
     begun = "" if new else f"; {progress.ended} have ended before"
     say(console, f"{config.kind} study {config.name}: {progress.planned} runs on {data}{begun}")
@@ -114,7 +112,7 @@ def open_folder(path: Path, definition: dict[str, Any]) -> RunFolder:
         folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return folder
     names = [p.name for p in path.iterdir()] if path.exists() else []
-    ours = ("study.db", "study.db-journal", "study.log", "runs", ENVIRONMENT)  # of a command killed, or begun just now
+    ours = ("study.db", "study.db-wal", "study.db-shm", "study.log", "runs", ENVIRONMENT)  # of a command killed, or new
     if any(name not in ours and not name.endswith(".partial") for name in names):
         raise UntiedError(f"the folder {path} is not empty and does not hold a study: choose another --out")
     folder = RunFolder(path)
@@ -305,6 +303,8 @@ def rows_of(queue: Queue) -> list[dict[str, Any]]:
 
 def finish(queue: Queue, folder: RunFolder, definition: dict[str, Any], console: Console) -> None:
     """Write what came out so far: results.json, table, figures, page."""
+    from untied.lab.study import report  # here, as it is slow to import and workers need none
+
     rows = rows_of(queue)
     folder.write_json("results.json", rows)
     report.write(folder, definition["kind"], rows, len(queue.plan), console)
@@ -312,6 +312,8 @@ def finish(queue: Queue, folder: RunFolder, definition: dict[str, Any], console:
 
 def again(path: Path, console: Console | None = None) -> int:
     """Write a study's table, figures and page again from its folder alone. Returns the exit code, 0."""
+    from untied.lab.study import report  # here, as it is slow to import
+
     folder = RunFolder.open(path)
     definition = folder.config()
     if not (folder.path / "results.json").is_file():

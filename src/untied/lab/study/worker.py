@@ -26,6 +26,7 @@ __all__ = ["Worker"]
 
 Say = Callable[[str], None]
 POLL = 1.0  # seconds between two looks for work, where others still train
+SHOW = 10.0  # seconds between two epochs that the database is told of where nothing is pruned, for people who look
 
 
 class Worker:
@@ -74,13 +75,12 @@ class Worker:
         """
         ended = 0
         while not self.stop:
-            self.queue.bury()
-            self.queue.fill()
-            claim = self.queue.take()
+            trials = self.queue.tend()
+            claim = self.queue.take(trials)
             if claim is not None:
                 ended += self.one(claim)
                 continue
-            progress = self.queue.progress()
+            progress = self.queue.progress(trials)
             if progress.ended == progress.planned or not wait:
                 break
             time.sleep(POLL)
@@ -240,6 +240,8 @@ class _Judge:
         self.epochs = 0
         self.value: float | None = None
         self.pruned = False
+        self.prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
+        self._told = time.monotonic()
 
     def see(self, metrics: dict[str, Any]) -> None:
         """An epoch has ended."""
@@ -248,10 +250,13 @@ class _Judge:
         if value is None:
             return
         self.value = value
+        if not self.prunes and time.monotonic() - self._told < SHOW:
+            return
+        self._told = time.monotonic()
         seen = [*self.before, value]
         step = self.first + self.epochs
         patiently(lambda: self.trial.report(sum(seen) / len(seen), step), say=self.say)
-        self.pruned = patiently(self.trial.should_prune, say=self.say)
+        self.pruned = self.prunes and patiently(self.trial.should_prune, say=self.say)
 
 
 _fabrics: dict[Any, Fabric] = {}
