@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -90,6 +91,7 @@ class Claim:
         key: of the planned run. attempt: how many there were before.
         lost: set when the run is no longer this worker's.
         before: the last attempt's folder name, and whether its worker is known to be gone.
+        path: the folder in which it is trained, once that is known.
     """
 
     trial: optuna.Trial
@@ -97,6 +99,7 @@ class Claim:
     attempt: int
     before: tuple[str, bool] | None
     lost: threading.Event = field(default_factory=threading.Event)
+    path: Path | None = None
 
 
 class Queue:
@@ -233,9 +236,9 @@ class Queue:
         """Put a run back that this worker stopped, with its checkpoint written."""
         self._close(claim.trial, released=True, gone=True)
 
-    def abandon(self, claim: Claim) -> None:
+    def abandon(self, claim: Claim, why: str) -> None:
         """Put a run back that this worker cannot go on with, though another may: it counts as one that died."""
-        self._close(claim.trial, gone=True)
+        self._close(claim.trial, gone=True, error=why)
 
     def refuse(self, claim: Claim, why: str) -> None:
         """Give a run up for good: its configuration cannot be trained."""

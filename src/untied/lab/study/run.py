@@ -278,9 +278,17 @@ def line_of(trial: FrozenTrial) -> str:
         last = max(trial.intermediate_values.items(), default=(0, float("nan")))
         return f"{name}: pruned after epoch {last[0]}, at {100 * last[1]:.1f} %"
     if trial.value is None:
-        return f"{name}: its worker died {trial.user_attrs.get('attempt', 0) + 1} times"
-    failure = next((r["failure"] for r in trial.user_attrs.get("results", ()) if r["failure"]), None)
+        return f"{name}: given up: {failure_of(trial)}"
+    failure = failure_of(trial)
     return f"{name}: {100 * trial.value:.1f} %" + (f" ({failure})" if failure else "")
+
+
+def failure_of(trial: FrozenTrial) -> str | None:
+    """Why a run that has ended counts at chance, or not at all."""
+    about = trial.user_attrs
+    if trial.state == TrialState.FAIL:
+        return about.get("refused") or about.get("error") or f"its worker died {about.get('attempt', 0) + 1} times"
+    return next((r["failure"] for r in about.get("results", ()) if r["failure"]), None)
 
 
 def rows_of(queue: Queue) -> list[dict[str, Any]]:
@@ -294,7 +302,7 @@ def rows_of(queue: Queue) -> list[dict[str, Any]]:
         rows.append({
             "run": trial.user_attrs["key"], "number": trial.number, "state": trial.state.name.lower(), "value": value,
             "params": dict(trial.params), "attempts": trial.user_attrs.get("attempt", 0) + 1,
-            "failure": trial.user_attrs.get("refused") or next((r["failure"] for r in results if r["failure"]), None),
+            "failure": failure_of(trial),
             "seconds": sum(r["seconds"] for r in results), "config": results[0]["config"] if results else None,
             "results": [{k: v for k, v in r.items() if k != "config"} for r in results],
         })  # fmt: skip

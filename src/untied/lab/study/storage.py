@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 FORMAT = 1
 """Of what we keep in a study's attributes; a study of another one is refused."""
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+DRIVERS = {"postgresql+psycopg:": "psycopg[binary]", "mysql+pymysql:": "pymysql"}
 
 
 class WriteAhead(sqlite3.Connection):
@@ -82,16 +82,15 @@ def open_storage(url: str) -> BaseStorage:
                 raise
             time.sleep(1.0)  # another process has made the tables in this moment
             return RDBStorage(address, engine_kwargs=options)
-    except ModuleNotFoundError as error:
-        wanted = next((pip for name, pip in DRIVERS.items() if url.startswith(name)), error.name)
-        raise UntiedError(f"storage {shown} needs a driver: run  pip install '{wanted}'") from error
     except ArgumentError as error:
         raise UntiedError(
             f"cannot read the storage {shown}: possible are sqlite:///FILE, journal:FILE, "
             "postgresql://USER:PASSWORD@HOST/DATABASE, mysql://USER:PASSWORD@HOST/DATABASE"
         ) from error
     except ImportError as error:
-        raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}") from error
+        wanted = next((pip for name, pip in DRIVERS.items() if with_driver(url).startswith(name)), None)
+        hint = f"; run  pip install '{wanted}'" if wanted else ""
+        raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}{hint}") from error
     except LOST as error:
         raise UntiedError(f"cannot open the storage {shown}: {reason(error)}") from error
     except RuntimeError as error:  # another version's tables
