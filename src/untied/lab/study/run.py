@@ -33,7 +33,7 @@ from untied.lab.study.worker import Worker
 
 __all__ = ["again", "join", "read_study", "run", "show"]
 
-POLL = 0.5  # seconds between two looks at the database
+POLL, SLOWEST = 0.5, 5.0  # seconds between two looks at the database: longer where a look takes long
 URL = "UNTIED_STORAGE"  # the environment variable with the database's URL, where none is given
 
 
@@ -159,7 +159,9 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
         bar = shown.add_task("runs", total=len(queue.plan), completed=len(seen), said="")
         try:
             while True:
+                began = time.monotonic()
                 ended = queue.ended()
+                pause = min(max(POLL, 50 * (time.monotonic() - began)), SLOWEST)  # the cores are the workers'
                 for trial in ended:
                     if trial.number not in seen:
                         seen.add(trial.number)
@@ -185,7 +187,7 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
                                           "the same command goes on")  # fmt: skip
                 if not workers:
                     return 128 + signal.SIGTERM
-                time.sleep(POLL)
+                time.sleep(pause)
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
             say(console, "stopping the workers after their current step")
