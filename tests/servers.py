@@ -65,15 +65,12 @@ def mysql(folder: Path) -> Iterator[Server]:
         server = subprocess.Popen(serve, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                with pymysql.connect(unix_socket=str(path), user="root") as connection:
-                    connection.cursor().execute("CREATE DATABASE studies")
-                break
-            except pymysql.err.OperationalError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.skip(f"the MySQL server cannot be started here: {(folder / 'log').read_text()[-300:]}")
-                time.sleep(0.2)
+        while not path.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"the MySQL server cannot be started here: {(folder / 'log').read_text()[-300:]}")
+            time.sleep(0.1)
+        with pymysql.connect(unix_socket=str(path), user="root") as connection:
+            connection.cursor().execute("CREATE DATABASE studies")
         yield Server(path, "mysql://root@127.0.0.1:{port}/studies")
     finally:
         server.terminate()

@@ -23,11 +23,11 @@ from untied.lab.study.queue import Queue
 from untied.lab.study.run import finish, named, open_folder
 from untied.lab.study.storage import create, open_storage
 
-EPOCHS = 60
+EPOCHS = 150
 
 
 def study_of(out: Path, **changes: Any) -> TransferConfig:
-    """Six runs of some seconds each."""
+    """Six runs of some seconds each: longer than a worker may be silent."""
     run = TrainConfig(model="mlp-16", data=DataConfig("digits", validation=0.2), epochs=EPOCHS, angles="weights")
     settings: dict[str, Any] = {"rules": ("bp", "sa"), "models": ("mlp-16",), "seeds": 3, "silence": 3.0}
     return TransferConfig(**{"name": "faults", "run": run, "out": out} | settings | changes)

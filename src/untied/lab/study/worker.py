@@ -174,7 +174,8 @@ class Worker:
             path = claim.path = self.place(claim, ending)
             judge = _Judge(claim.trial, index, config.epochs + config.phases.delay, results, self.say)
             result = self.single(config, path, claim, judge)
-            results.append(result | {"folder": path.name, "config": plain(config)})
+            about = {} if results else {"config": plain(config)}  # the others differ in their seed alone
+            results.append(result | {"folder": path.name} | about)
             if judge.pruned:
                 return results, True
         return results, False
