@@ -29,6 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RULES = ("bp", "sa")
 STEPS, MEASURES, START, REST = "training steps", "evaluation and angles", "start and imports", "the rest"
 DATA, BUILD, DATABASE, FILES, PAGE = "data", "building networks", "database", "files", "table, figures and page"
+ABOUT = """\
+A run is the default one of `untied transfer` on digits: `resnet18-w8`, 7 epochs of 33 steps. Each second of the
+command, from the start of its process to its end, is in one part. *On a core* is the process's own time. Where it is
+far below the wall's, others used the machine too, and it is the one to go by.
+See [docs/studies.md](../../docs/studies.md).
+"""
 PARTS = (STEPS, MEASURES, START, DATA, BUILD, DATABASE, FILES, PAGE, REST)
 
 
@@ -134,9 +140,10 @@ def main(seeds: int, out: Path) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in (head, (":--", *["--:"] * 5), *table)]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([head, *table])
-    (out / "table.md").write_text("\n".join([made, "", *lines, ""]))
-    print("\n".join([made, "", *lines]))
+        csv.writer(file, lineterminator="\n").writerows([head, *table])
+    page = "\n".join(["# What a study of small runs costs beside its training", "", made, "", *lines, "", ABOUT])
+    (out / "README.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":
