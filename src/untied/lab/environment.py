@@ -25,7 +25,7 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """The commit, the package versions, the machine and the date, as a mapping that JSON can hold."""
-    commit = _describe()
+    commit = _describe(Path(untied.__file__))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,9 +45,8 @@ def environment() -> dict[str, Any]:
 
 
 @cache  # what this process has imported stays the same
-def _describe() -> str | None:
+def _describe(source: Path) -> str | None:
     """The commit our source is checked out at, with "-dirty" if tracked files differ; None in no checkout."""
-    source = Path(untied.__file__)
     try:
         # site-packages may lie inside somebody else's repository: only a tracked file says it is ours
         for command in (
