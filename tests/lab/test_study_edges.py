@@ -8,28 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
 from safetensors import SafetensorError
+from sqlalchemy import text
 
-from runs import DATA, command, silent, small, state
+from runs import DATA, command, pictures, silent, small, state
 from untied.errors import UntiedError
 from untied.lab import record
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
+from untied.lab.devices import single_device
 from untied.lab.study import gpus, report
 from untied.lab.study import queue as queues
 from untied.lab.study import run as studies
 from untied.lab.study import worker as workers
 from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig
 from untied.lab.study.queue import Queue
-from untied.lab.study.run import named, open_folder, run, show
+from untied.lab.study.run import join, named, open_folder, run, show
 from untied.lab.study.storage import create, open_storage, without_password
 
 
 def common(**changes):
-    return small(data=DataConfig(**{**DATA.__dict__, "validation": 0.2}), angles="weights", **changes)
+    return small(**({"data": DataConfig(**{**DATA.__dict__, "validation": 0.2}), "angles": "weights"} | changes))
 
 
 def transfer(out, **changes):
@@ -374,3 +377,93 @@ def test_a_command_that_was_killed_before_it_had_begun(tmp_path):
     (tmp_path / "other/thesis.tex").touch()
     with pytest.raises(UntiedError, match="not empty and does not hold a study"):
         run(transfer(tmp_path / "other"), silent())
+
+
+def failing(monkeypatch, rules=("bp", "sa")):
+    real = workers.Run.train
+
+    def train(self, report):
+        if self.config.rule in rules:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return real(self, report)
+
+    monkeypatch.setattr(workers.Run, "train", train)
+
+
+def test_an_unexpected_error_ends_its_run_and_not_the_worker(tmp_path, monkeypatch):
+    """The run is tried as often as if its worker had died, and says why it was given up."""
+    failing(monkeypatch, rules=("bp",))
+    assert run(transfer(tmp_path / "s", retries=1), silent()) == 0
+    bp, sa = rows(tmp_path / "s")
+    assert bp["failure"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB" and bp["attempts"] == 2
+    assert sa["state"] == "complete"
+    assert "in train" in (tmp_path / "s/runs/bp-mlp-8-seed0/traceback.txt").read_text()
+
+
+def test_a_worker_in_which_every_run_fails_ends(tmp_path, monkeypatch):
+    failing(monkeypatch)
+    study = transfer(tmp_path / "s", seeds=2)
+    with pytest.raises(
+        UntiedError, match=r"3 runs in a row could not be trained; the last, \S+: RuntimeError: CUDA out"
+    ):
+        run(study, silent())
+    monkeypatch.undo()
+    assert run(study, silent()) == 0
+    assert [row["failure"] for row in rows(tmp_path / "s")] == [None] * 4
+
+
+@pytest.mark.parametrize("what", ["data", "device"])
+def test_a_machine_without_what_the_runs_need_gives_them_back(what, tmp_path, monkeypatch):
+    """A worker there ends with a line, and the run that it took is trained elsewhere."""
+    data = DataConfig("folder", root=pictures(tmp_path / "data"), validation=0.25, batch_size=4)
+    config = named(transfer(tmp_path / "s", rules=("bp",), run=common(data=data)))
+    queue = Queue(create(open_storage(config.storage), config.name, config.define(), CHANGEABLE)[0],
+                  config.plan(config.define()), 10.0, 0)  # fmt: skip
+    if what == "device":
+        monkeypatch.setattr(workers, "fabric_for", lambda config: single_device("cuda:99"))
+    with pytest.raises(UntiedError, match=r"cannot be trained here, bp-mlp-8-seed0 was put back: .*(nowhere|cuda:99)"):
+        join(config.storage, config.name, root=tmp_path / "nowhere" if what == "data" else None, console=silent())
+    monkeypatch.undo()
+    assert queue.progress().refused == 0
+    assert join(config.storage, config.name, console=silent()) == 0
+    assert queue.progress().complete == 1
+
+
+def of_another_optuna(url):
+    with open_storage(url).engine.begin() as connection:
+        connection.execute(text("update alembic_version set version_num = 'v99'"))
+
+
+def of_another_untied(url):
+    optuna.create_study(storage=open_storage(url), study_name="s").set_user_attr("untied", {"format": 99})
+
+
+def of_another_program(url):
+    optuna.create_study(storage=open_storage(url), study_name="s")
+
+
+def no_database(url):
+    Path(url.removeprefix("sqlite:///")).write_text("Dear diary, " * 99)
+
+
+@pytest.mark.parametrize("make, words", [
+    (of_another_optuna, "is of another version of Optuna"), (no_database, "file is not a database"),
+    (of_another_untied, "has format 99, this version of untied has 1"),
+    (of_another_program, "was not made by untied: choose another --name"),
+])  # fmt: skip
+def test_somebody_elses_database_is_one_line(make, words, tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    make(url)
+    assert main(["study", "worker", "--storage", url, "--study", "s"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("url, package", [("postgresql://u@h/d", "psycopg[binary]"), ("mysql://u@h/d", "pymysql")])
+def test_a_driver_that_is_not_installed_is_one_line(url, package, monkeypatch, capsys):
+    for name in ("pymysql", "psycopg"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main(["study", "worker", "--storage", url, "--study", "s"]) == 2
+    said = capsys.readouterr().err
+    assert "needs a driver that cannot be imported" in said and f"run pip install '{package}'" in said
+    assert said.count("\n") == 1

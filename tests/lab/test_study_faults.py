@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from runs import command, silent
-from servers import Wire, postgresql
+from servers import Server, Wire, mysql, postgresql
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
 from untied.lab.study.config import CHANGEABLE, TransferConfig
@@ -23,20 +23,20 @@ from untied.lab.study.queue import Queue
 from untied.lab.study.run import finish, named, open_folder
 from untied.lab.study.storage import create, open_storage
 
-EPOCHS = 60
+EPOCHS = 150
 
 
 def study_of(out: Path, **changes: Any) -> TransferConfig:
-    """Six runs of some seconds each."""
+    """Six runs of some seconds each: longer than a worker may be silent."""
     run = TrainConfig(model="mlp-16", data=DataConfig("digits", validation=0.2), epochs=EPOCHS, angles="weights")
     settings: dict[str, Any] = {"rules": ("bp", "sa"), "models": ("mlp-16",), "seeds": 3, "silence": 3.0}
     return TransferConfig(**{"name": "faults", "run": run, "out": out} | settings | changes)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with postgresql(tmp_path_factory.mktemp("postgresql")) as socket:
-        yield socket
+@pytest.fixture(scope="module", params=[postgresql, mysql])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with request.param(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 def until(so: Callable[[], Any], what: str, seconds: float = 240) -> Any:
@@ -48,8 +48,8 @@ def until(so: Callable[[], Any], what: str, seconds: float = 240) -> Any:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_one_without_its_database(server: Path, tmp_path: Path) -> None:
-    """Four workers on PostgreSQL. One is killed in mid-run; one loses the database for longer than ``silence``."""
+def test_a_killed_worker_and_one_without_its_database(server: Server, tmp_path: Path) -> None:
+    """Four workers on a server. One is killed in mid-run; one loses the database for longer than ``silence``."""
     wires = [Wire(server) for _ in range(2)]
     straight, shaky = wires
     config = named(study_of(tmp_path / "study", storage=straight.url()))

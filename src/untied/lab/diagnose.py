@@ -192,7 +192,7 @@ def train(model: nn.Module, data: Dataset, rule: Alignment, config: DiagnoseConf
     optimizers = Optimizers(model, rule, config.forward, backward, config.steps)
     objective = Objective(model).train()
     for step, (images, labels) in enumerate(itertools.islice(cycled(data), config.steps)):
-        seed_step(config.seed, step, 0)
+        seed_step(images.device, config.seed, step, 0)
         training_step(objective, images, labels, optimizers, progress=step / config.steps, step=step)
 
 

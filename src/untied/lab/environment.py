@@ -8,6 +8,7 @@ import platform
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """The commit, the package versions, the machine and the date, as a mapping that JSON can hold."""
-    commit = _describe()
+    commit = _describe(Path(untied.__file__))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,9 +44,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _describe() -> str | None:
+@cache  # what this process has imported stays the same
+def _describe(source: Path) -> str | None:
     """The commit our source is checked out at, with "-dirty" if tracked files differ; None in no checkout."""
-    source = Path(untied.__file__)
     try:
         # site-packages may lie inside somebody else's repository: only a tracked file says it is ours
         for command in (
@@ -58,6 +59,7 @@ def _describe() -> str | None:
     return done.stdout.strip()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -65,6 +67,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _cpu() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

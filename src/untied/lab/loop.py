@@ -161,7 +161,7 @@ class Run:
             look = fabric.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0
             if config.devices.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            seed_step(config.seed, step, fabric.global_rank)
+            seed_step(fabric.device, config.seed, step, fabric.global_rank)
             try:
                 done = training_step(
                     self.objective, images, labels, self.optimizers, plan.phase(step),
@@ -188,7 +188,7 @@ class Run:
     def move(self) -> None:
         """A step of the optimizers. Noise on updates has to be the same in every process that holds a weight whole."""
         own = self.fabric.global_rank if self.config.devices.strategy == "fsdp" else 0
-        seed_step(self.config.seed, self.position.step, own, update=True)
+        seed_step(self.fabric.device, self.config.seed, self.position.step, own, update=True)
         self.mover.step()
 
     def count(self, J: Tensor, R: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -386,10 +386,13 @@ def read_last(
     return tensors, position, rest
 
 
-def seed_step(seed: int, step: int, rank: int, update: bool = False) -> None:
+def seed_step(device: torch.device, seed: int, step: int, rank: int, update: bool = False) -> None:
     """Make a step's random numbers a function of run, step and process."""
     words = np.random.SeedSequence((seed, step, rank, int(update))).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
+    if device.type == "cpu":  # torch.manual_seed would note the seed for each kind of device, which takes longer
+        torch.default_generator.manual_seed(int(words[0] >> np.uint64(1)))
+    else:
+        torch.manual_seed(int(words[0] >> np.uint64(1)))
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

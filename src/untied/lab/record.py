@@ -7,6 +7,7 @@
     weights/<name>.safetensors
     fits/<name>.safetensors, neurons.csv    of untied neural
     checkpoints/last.safetensors, best.safetensors, tensorboard/, timing.jsonl, card.md     of untied train
+    traceback.txt         of a study's run that failed for a reason of its own
     figures/<name>.png, <name>.svg
     index.html            all of it on one page
 
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "file_name", "plain", "write_atomically", "write_tensors"]
 
 CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl"
+TRACEBACK = "traceback.txt"
 # What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
 OWN_FILES = (
     CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
-    "card.md", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
+    "card.md", TRACEBACK, "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
     "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "figures/*.png", "figures/*.svg",
     "*.partial", "*/*.partial",
 )  # fmt: skip

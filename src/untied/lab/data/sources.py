@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class Source:
     """Whether a mirrored image is still of its class (not so for digits)."""
 
 
+@lru_cache(maxsize=1)  # a worker asks for another split with every seed
 def digits(config: DataConfig) -> Source:
     """1,797 scans of handwritten digits, 8x8 (Alpaydin and Kaynak, 1998), shipped with scikit-learn.
 

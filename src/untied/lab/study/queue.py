@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,6 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 from untied.lab.study.storage import LOST, patiently
 
 __all__ = ["Claim", "Progress", "Queue", "here"]
+
+Attempts = dict[str, list[FrozenTrial]]  # by the key of their run
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
@@ -88,6 +91,7 @@ class Claim:
         key: of the planned run. attempt: how many there were before.
         lost: set when the run is no longer this worker's.
         before: the last attempt's folder name, and whether its worker is known to be gone.
+        path: the folder in which it is trained, once that is known.
     """
 
     trial: optuna.Trial
@@ -95,6 +99,7 @@ class Claim:
     attempt: int
     before: tuple[str, bool] | None
     lost: threading.Event = field(default_factory=threading.Event)
+    path: Path | None = None
 
 
 class Queue:
@@ -121,9 +126,9 @@ class Queue:
 
     # What there is
 
-    def trials(self) -> dict[str, list[FrozenTrial]]:
-        """The attempts at each planned run, in their order, without surplus ones."""
-        by_key: dict[str, list[FrozenTrial]] = {key: [] for key in self.plan}
+    def trials(self) -> Attempts:
+        """The attempts at each planned run, in their order, without surplus ones. Each call asks the database."""
+        by_key: Attempts = {key: [] for key in self.plan}
         for trial in patiently(lambda: self.study.get_trials(deepcopy=False), say=self.say):
             key = trial.user_attrs.get("key")
             if key in by_key and not trial.user_attrs.get("surplus"):
@@ -143,9 +148,9 @@ class Queue:
         refused = any(t.user_attrs.get("refused") for t in attempts)
         return "refused" if refused or crashes > self.retries else "missing"
 
-    def progress(self) -> Progress:
-        """How far the study is."""
-        states = [self.state(attempts) for attempts in self.trials().values()]
+    def progress(self, trials: Attempts | None = None) -> Progress:
+        """How far the study is, or was when the trials were read."""
+        states = [self.state(attempts) for attempts in (trials or self.trials()).values()]
         count = states.count
         return Progress(len(states), count("complete"), count("pruned"), count("refused"), count("running"))
 
@@ -161,37 +166,63 @@ class Queue:
 
     # Taking
 
-    def fill(self) -> None:
-        """Add an attempt at every planned run that has none open: at first, and after a worker was lost."""
-        for key, attempts in self.trials().items():
-            if self.state(attempts) == "missing":
-                last = attempts[-1] if attempts else None
-                fixed = dict(last.params) if last is not None and last.params else dict(self.plan[key])
-                about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
-                if last is not None and "folder" in last.user_attrs:
-                    about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
-                patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about), say=self.say)
+    def tend(self) -> Attempts:
+        """Bury and fill. Returns all attempts as they are then."""
+        trials = self.trials()
+        if self.bury(trials):
+            trials = self.trials()
+        return self.trials() if self.fill(trials) else trials
 
-    def take(self) -> Claim | None:
-        """The next waiting run, or None if none is waiting now."""
-        while any(t.state == TrialState.WAITING for attempts in self.trials().values() for t in attempts):
+    def fill(self, trials: Attempts | None = None) -> int:
+        """Add an attempt at every planned run that has none open: at first, and after a worker was lost.
+
+        Returns how many.
+        """
+        missing = {
+            k: attempts for k, attempts in (trials or self.trials()).items() if self.state(attempts) == "missing"
+        }
+        for key, attempts in missing.items():
+            last = attempts[-1] if attempts else None
+            fixed = dict(last.params) if last is not None and last.params else dict(self.plan[key])
+            about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
+            if last is not None and "folder" in last.user_attrs:
+                about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
+            patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about), say=self.say)
+        return len(missing)
+
+    def take(self, trials: Attempts | None = None) -> Claim | None:
+        """The next waiting run, or None if none is waiting now.
+
+        Args:
+            trials: as they were just now, if that is known.
+        """
+        trials = trials or self.trials()
+        while any(t.state == TrialState.WAITING for attempts in trials.values() for t in attempts):
             trial = patiently(self.study.ask, say=self.say)
             about = patiently(partial(getattr, trial, "user_attrs"), say=self.say)
             key = about.get("key")
             if key not in self.plan:  # another worker took the last one in this moment, or the plan was longer once
                 self._close(trial, surplus=True)
+                trials = self.trials()
                 continue
             patiently(partial(trial.set_user_attr, "worker", here()), say=self.say)
-            if self._is_surplus(trial, key):
+            if self._may_be_surplus(trial, trials[key]) and self._may_be_surplus(trial, self.trials()[key]):
                 self._close(trial, surplus=True)
+                trials = self.trials()
                 continue
             before = about.get("before")
             return Claim(trial, key, about["attempt"], None if before is None else (before[0], before[1]))
         return None
 
-    def _is_surplus(self, trial: optuna.Trial, key: str) -> bool:
-        """Whether another attempt at the run is open or has ended, and was there first."""
-        others = [t for t in self.trials()[key] if t.number != trial.number]
+    def _may_be_surplus(self, trial: optuna.Trial, attempts: list[FrozenTrial]) -> bool:
+        """Whether another attempt at the run is open or has ended, and was there first.
+
+        Also if this one is not among them: trials have their numbers in the order in which they come, so those that
+        came before it are known where it is.
+        """
+        others = [t for t in attempts if t.number != trial.number]
+        if len(others) == len(attempts):
+            return True
         return any(t.state in ENDED or (t.state in OPEN and t.number < trial.number) for t in others)
 
     # Giving back
@@ -205,9 +236,9 @@ class Queue:
         """Put a run back that this worker stopped, with its checkpoint written."""
         self._close(claim.trial, released=True, gone=True)
 
-    def abandon(self, claim: Claim) -> None:
+    def abandon(self, claim: Claim, why: str) -> None:
         """Put a run back that this worker cannot go on with, though another may: it counts as one that died."""
-        self._close(claim.trial, gone=True)
+        self._close(claim.trial, gone=True, error=why)
 
     def refuse(self, claim: Claim, why: str) -> None:
         """Give a run up for good: its configuration cannot be trained."""
@@ -248,7 +279,7 @@ class Queue:
 
         def report() -> None:
             count = 0
-            while not over.is_set():
+            while not over.wait(every):  # the worker's name was the first sign of life
                 count += 1
                 try:
                     claim.trial.set_user_attr("alive", count)
@@ -258,7 +289,6 @@ class Queue:
                     if not over.is_set():
                         claim.lost.set()
                     return
-                over.wait(every)
 
         thread = threading.Thread(target=report, daemon=True)
         thread.start()
@@ -269,13 +299,14 @@ class Queue:
 
         return end
 
-    def bury(self) -> int:
+    def bury(self, trials: Attempts | None = None) -> int:
         """Fail the attempts of workers that are gone or silent. Returns how many."""
         now = time.monotonic()
         if now - self._looked > self.silence / 2:  # this process has slept: it may have missed heartbeats
             self._seen.clear()
         self._looked = now
-        running = [t for attempts in self.trials().values() for t in attempts if t.state == TrialState.RUNNING]
+        trials = trials or self.trials()
+        running = [t for attempts in trials.values() for t in attempts if t.state == TrialState.RUNNING]
         buried = 0
         for trial in running:
             heartbeat = (trial.user_attrs.get("worker"), trial.user_attrs.get("alive"))

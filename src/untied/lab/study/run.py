@@ -25,7 +25,6 @@ from untied.lab.console import interruptible, say, stopping
 from untied.lab.loop import dataset
 from untied.lab.reading import read_mapping
 from untied.lab.record import ENVIRONMENT, RunFolder, file_name
-from untied.lab.study import report
 from untied.lab.study.config import CHANGEABLE, KINDS, SearchConfig, StudyConfig, kind_of
 from untied.lab.study.gpus import claim_gpu
 from untied.lab.study.queue import Queue
@@ -34,7 +33,7 @@ from untied.lab.study.worker import Worker
 
 __all__ = ["again", "join", "read_study", "run", "show"]
 
-POLL = 0.5  # seconds between two looks at the database
+POLL, SLOWEST = 0.5, 5.0  # seconds between two looks at the database: longer where a look takes long
 URL = "UNTIED_STORAGE"  # the environment variable with the database's URL, where none is given
 
 
@@ -66,8 +65,7 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
     study, new = create(open_storage(config.storage), config.name, definition, CHANGEABLE)
     with_sampler(study, config)
     queue = Queue(study, config.plan(definition), config.silence, config.retries, lambda line: say(console, line))
-    queue.bury()
-    queue.fill()
+    queue.tend()
     progress = queue.progress()
     begun = "" if new else f"; {progress.ended} have ended before"
     say(console, f"{config.kind} study {config.name}: {progress.planned} runs on {data}{begun}")
@@ -114,7 +112,7 @@ def open_folder(path: Path, definition: dict[str, Any]) -> RunFolder:
         folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return folder
     names = [p.name for p in path.iterdir()] if path.exists() else []
-    ours = ("study.db", "study.db-journal", "study.log", "runs", ENVIRONMENT)  # of a command killed, or begun just now
+    ours = ("study.db", "study.db-wal", "study.db-shm", "study.log", "runs", ENVIRONMENT)  # of a command killed, or new
     if any(name not in ours and not name.endswith(".partial") for name in names):
         raise UntiedError(f"the folder {path} is not empty and does not hold a study: choose another --out")
     folder = RunFolder(path)
@@ -161,7 +159,9 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
         bar = shown.add_task("runs", total=len(queue.plan), completed=len(seen), said="")
         try:
             while True:
+                began = time.monotonic()
                 ended = queue.ended()
+                pause = min(max(POLL, 50 * (time.monotonic() - began)), SLOWEST)  # the cores are the workers'
                 for trial in ended:
                     if trial.number not in seen:
                         seen.add(trial.number)
@@ -187,7 +187,7 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
                                           "the same command goes on")  # fmt: skip
                 if not workers:
                     return 128 + signal.SIGTERM
-                time.sleep(POLL)
+                time.sleep(pause)
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
             say(console, "stopping the workers after their current step")
@@ -280,9 +280,17 @@ def line_of(trial: FrozenTrial) -> str:
         last = max(trial.intermediate_values.items(), default=(0, float("nan")))
         return f"{name}: pruned after epoch {last[0]}, at {100 * last[1]:.1f} %"
     if trial.value is None:
-        return f"{name}: its worker died {trial.user_attrs.get('attempt', 0) + 1} times"
-    failure = next((r["failure"] for r in trial.user_attrs.get("results", ()) if r["failure"]), None)
+        return f"{name}: given up: {failure_of(trial)}"
+    failure = failure_of(trial)
     return f"{name}: {100 * trial.value:.1f} %" + (f" ({failure})" if failure else "")
+
+
+def failure_of(trial: FrozenTrial) -> str | None:
+    """Why a run that has ended counts at chance, or not at all."""
+    about = trial.user_attrs
+    if trial.state == TrialState.FAIL:
+        return about.get("refused") or about.get("error") or f"its worker died {about.get('attempt', 0) + 1} times"
+    return next((r["failure"] for r in about.get("results", ()) if r["failure"]), None)
 
 
 def rows_of(queue: Queue) -> list[dict[str, Any]]:
@@ -296,7 +304,7 @@ def rows_of(queue: Queue) -> list[dict[str, Any]]:
         rows.append({
             "run": trial.user_attrs["key"], "number": trial.number, "state": trial.state.name.lower(), "value": value,
             "params": dict(trial.params), "attempts": trial.user_attrs.get("attempt", 0) + 1,
-            "failure": trial.user_attrs.get("refused") or next((r["failure"] for r in results if r["failure"]), None),
+            "failure": failure_of(trial),
             "seconds": sum(r["seconds"] for r in results), "config": results[0]["config"] if results else None,
             "results": [{k: v for k, v in r.items() if k != "config"} for r in results],
         })  # fmt: skip
@@ -305,6 +313,8 @@ def rows_of(queue: Queue) -> list[dict[str, Any]]:
 
 def finish(queue: Queue, folder: RunFolder, definition: dict[str, Any], console: Console) -> None:
     """Write what came out so far: results.json, table, figures, page."""
+    from untied.lab.study import report  # here, as it is slow to import and workers need none
+
     rows = rows_of(queue)
     folder.write_json("results.json", rows)
     report.write(folder, definition["kind"], rows, len(queue.plan), console)
@@ -312,6 +322,8 @@ def finish(queue: Queue, folder: RunFolder, definition: dict[str, Any], console:
 
 def again(path: Path, console: Console | None = None) -> int:
     """Write a study's table, figures and page again from its folder alone. Returns the exit code, 0."""
+    from untied.lab.study import report  # here, as it is slow to import
+
     folder = RunFolder.open(path)
     definition = folder.config()
     if not (folder.path / "results.json").is_file():

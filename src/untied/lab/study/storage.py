@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +25,25 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 FORMAT = 1
 """Of what we keep in a study's attributes; a study of another one is refused."""
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+DRIVERS = {"postgresql+psycopg:": "psycopg[binary]", "mysql+pymysql:": "pymysql"}
+
+
+class WriteAhead(sqlite3.Connection):
+    """A connection to SQLite that appends what it writes to a log: some 20 ms less for each, and readers do not wait.
+
+    A process that is killed loses nothing. A machine that loses power may lose the last seconds, never the database; a
+    run whose end is lost is taken again, and found trained in its folder.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        with suppress(sqlite3.OperationalError):  # where another process is just making the file, or it is read-only
+            self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 WAITING: dict[str, dict[str, Any]] = {  # seconds, but for tcp_user_timeout: no call may hang on a dead connection
-    "sqlite": {"timeout": 60},
+    "sqlite": {"timeout": 60, "factory": WriteAhead},
     "postgresql+psycopg": {
         "connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5,
         "keepalives_count": 4,
@@ -64,16 +82,15 @@ def open_storage(url: str) -> BaseStorage:
                 raise
             time.sleep(1.0)  # another process has made the tables in this moment
             return RDBStorage(address, engine_kwargs=options)
-    except ModuleNotFoundError as error:
-        wanted = next((pip for name, pip in DRIVERS.items() if url.startswith(name)), error.name)
-        raise UntiedError(f"storage {shown} needs a driver: run  pip install '{wanted}'") from error
     except ArgumentError as error:
         raise UntiedError(
             f"cannot read the storage {shown}: possible are sqlite:///FILE, journal:FILE, "
             "postgresql://USER:PASSWORD@HOST/DATABASE, mysql://USER:PASSWORD@HOST/DATABASE"
         ) from error
     except ImportError as error:
-        raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}") from error
+        wanted = next((pip for name, pip in DRIVERS.items() if with_driver(url).startswith(name)), None)
+        hint = f"; run  pip install '{wanted}'" if wanted else ""
+        raise UntiedError(f"storage {shown} needs a driver that cannot be imported: {reason(error)}{hint}") from error
     except LOST as error:
         raise UntiedError(f"cannot open the storage {shown}: {reason(error)}") from error
     except RuntimeError as error:  # another version's tables

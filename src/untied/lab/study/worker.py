@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from safetensors import SafetensorError
 
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
+from untied.lab.data import load
 from untied.lab.devices import fabric_of
 from untied.lab.loop import NotFinite, Run, Stopped, dataset
-from untied.lab.record import ENVIRONMENT, RunFolder, plain
+from untied.lab.record import ENVIRONMENT, TRACEBACK, RunFolder, plain
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
 from untied.lab.study.storage import NoAnswer, patiently
@@ -26,6 +29,8 @@ __all__ = ["Worker"]
 
 Say = Callable[[str], None]
 POLL = 1.0  # seconds between two looks for work, where others still train
+FAILURES = 3  # different runs that may fail one after the other: then it is not the runs
+SHOW = 10.0  # seconds between two epochs that the database is told of where nothing is pruned, for people who look
 
 
 class Worker:
@@ -49,7 +54,7 @@ class Worker:
         self.say = say
         self.queue = Queue(study, config.plan(definition), config.silence, config.retries, say)
         self._stop = False
-        self.refused = 0
+        self.failed: set[str] = set()  # runs, since the last one that ended well
         self._run: Run | None = None
 
     @property
@@ -69,18 +74,17 @@ class Worker:
             wait: while others train the last ones, stay, in case one of them is lost.
 
         Raises:
-            UntiedError: three runs in a row were refused, the database was away for too long, or this worker's own
-                files cannot be written or read, as on a full disk.
+            UntiedError: three runs in a row failed, the database was away for too long, this machine has not what the
+                study's runs need, or this worker's own files cannot be written or read, as on a full disk.
         """
         ended = 0
         while not self.stop:
-            self.queue.bury()
-            self.queue.fill()
-            claim = self.queue.take()
+            trials = self.queue.tend()
+            claim = self.queue.take(trials)
             if claim is not None:
                 ended += self.one(claim)
                 continue
-            progress = self.queue.progress()
+            progress = self.queue.progress(trials)
             if progress.ended == progress.planned or not wait:
                 break
             time.sleep(POLL)
@@ -104,25 +108,57 @@ class Worker:
             return False
         except NoAnswer:
             raise
-        except UntiedError as error:
+        except Exception as error:
             end()
-            if isinstance(error.__cause__, OSError | SafetensorError):  # the disk's, not the configuration's
-                self.queue.abandon(claim)
-                raise
-            self.queue.refuse(claim, str(error))
-            self.refused += 1
-            self.say(f"{claim.key}: {error}")
-            if self.refused >= 3:
-                raise UntiedError(f"three runs in a row could not be trained; the last: {error}") from error
+            self.fail(claim, error)
             return False
         end()
-        self.refused = 0
+        self.failed.clear()
         values = [result["value"] for result in results]
         counts = self.queue.tell(claim, sum(values) / len(values), pruned, results)
         if counts:
             said = results[-1]["failure"] or f"{100 * values[-1]:.1f} %"
             self.say(f"{claim.key}: {'pruned at ' if pruned else ''}{said}")
         return counts
+
+    def fail(self, claim: Claim, error: Exception) -> None:
+        """A run could not be trained: give it up if it cannot be by anybody, put it back if it may.
+
+        Raises:
+            UntiedError: this worker cannot go on.
+        """
+        ours = isinstance(error, UntiedError)
+        why = " ".join((str(error) if ours else f"{type(error).__name__}: {error}").split())[:300]
+        if lacking := self.lacking():
+            self.queue.release(claim)
+            raise UntiedError(
+                f"the study's runs cannot be trained here, {claim.key} was put back: {lacking}"
+            ) from error
+        if ours and isinstance(error.__cause__, OSError | SafetensorError):  # the disk's, not the configuration's
+            self.queue.abandon(claim, why)
+            raise error
+        if ours:
+            self.queue.refuse(claim, why)
+        else:
+            self.queue.abandon(claim, why)
+            if claim.path is not None and claim.path.is_dir():
+                RunFolder(claim.path).write_text(TRACEBACK, "".join(traceback.format_exception(error)))
+                why += f" (see {claim.path / TRACEBACK})"
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()  # the memory that the run has held, which the next one may need
+        self.say(f"{claim.key}: {why}")
+        self.failed.add(claim.key)
+        if len(self.failed) >= FAILURES:
+            raise UntiedError(f"{FAILURES} runs in a row could not be trained; the last, {claim.key}: {why}") from error
+
+    def lacking(self) -> str | None:
+        """What no run of the study can be trained without and this machine does not have: its data, or its device."""
+        run = self.config.run
+        try:
+            load(run.data, seed=run.seed, device=str(fabric_for(run).device))
+        except UntiedError as error:
+            return str(error)
+        return None
 
     def train(self, claim: Claim) -> tuple[list[dict[str, Any]], bool]:
         """Every seed of a run: its results, and whether it was pruned.
@@ -135,10 +171,11 @@ class Worker:
         many = len(configs) > 1
         for index, config in enumerate(configs):
             ending = f"-seed{config.seed}" if many else ""
-            path = self.place(claim, ending)
+            path = claim.path = self.place(claim, ending)
             judge = _Judge(claim.trial, index, config.epochs + config.phases.delay, results, self.say)
             result = self.single(config, path, claim, judge)
-            results.append(result | {"folder": path.name, "config": plain(config)})
+            about = {} if results else {"config": plain(config)}  # the others differ in their seed alone
+            results.append(result | {"folder": path.name} | about)
             if judge.pruned:
                 return results, True
         return results, False
@@ -240,6 +277,8 @@ class _Judge:
         self.epochs = 0
         self.value: float | None = None
         self.pruned = False
+        self.prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
+        self._told = time.monotonic()
 
     def see(self, metrics: dict[str, Any]) -> None:
         """An epoch has ended."""
@@ -248,10 +287,13 @@ class _Judge:
         if value is None:
             return
         self.value = value
+        if not self.prunes and time.monotonic() - self._told < SHOW:
+            return
+        self._told = time.monotonic()
         seen = [*self.before, value]
         step = self.first + self.epochs
         patiently(lambda: self.trial.report(sum(seen) / len(seen), step), say=self.say)
-        self.pruned = patiently(self.trial.should_prune, say=self.say)
+        self.pruned = self.prunes and patiently(self.trial.should_prune, say=self.say)
 
 
 _fabrics: dict[Any, Fabric] = {}
