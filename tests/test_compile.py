@@ -103,6 +103,17 @@ def test_a_schedule_does_not_compile_again() -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("n", [8, 9], ids=["blocks", "around"])
+def test_a_compiled_fraction_keeps_the_layout(layout: torch.memory_format, n: int) -> None:
+    """What it copies stays channels last: kernels would convert it otherwise, once for each product."""
+    x = torch.arange(n * 2 * 3 * 3, dtype=torch.float64).view(n, 2, 3, 3).contiguous(memory_format=layout)
+    with untied.record(network("aa(fraction=1/4)")) as tape:
+        wanted = tape.window(x, n, 2)
+        found = torch.compile(lambda x: tape.window(x, n, 2), fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)
+
+
 def test_the_place_of_a_fraction_is_not_baked_in() -> None:
     model, eager = network("wm(fraction=1/4)"), network("wm(fraction=1/4)")
     counter = CompileCounterWithBackend("aot_eager")

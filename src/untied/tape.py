@@ -172,7 +172,9 @@ class Tape:
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
             place, rows = self.place_there.to(x.device), torch.arange(k, device=x.device)
             rows = rows + (place * (n // k)).long() * k if blocks else (rows + (place * n).long()) % n
-            return x.index_select(0, rows)
+            order = sorted(range(x.dim()), key=x.stride, reverse=True)  # the copy keeps x's layout, which kernels want
+            copy = x.permute(order).index_select(order.index(0), rows)
+            return copy.permute([order.index(d) for d in range(x.dim())])
         first = int(self.place * (n // k)) * k if blocks else int(self.place * n)
         return x[first : first + k] if first + k <= n else torch.cat([x[first:], x[: first + k - n]])
 
