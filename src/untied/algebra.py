@@ -220,7 +220,7 @@ class Alignment(Rule):
                 )
         # Euler: <B, dP/dB> = degree * P. What is of degree 2 is counted twice there.
         twice = [(p.degree - 1) * v * scale * p.penalty(s) for p, v in c.items() if p.degree != 1]
-        gradient = merged(terms, s.geometry, scale, s.release()) if terms else None
+        gradient = merged(terms, s.geometry, scale, s.release(), s.B.numel()) if terms else None
         if products:
             gradient = _sum(products, gradient)
         assert gradient is not None
@@ -275,11 +275,14 @@ class Alignment(Rule):
     defaults: ClassVar[dict[str, float]] = {}
 
 
-def merged(terms: list[Correlation], geometry: Geometry, scale: float, free: tuple[Tensor, ...] = ()) -> Tensor:
+def merged(
+    terms: list[Correlation], geometry: Geometry, scale: float, free: tuple[Tensor, ...] = (), size: int = 0
+) -> Tensor:
     """Σ factor * correlate(left, right) * scale, in as few products as sharing a side allows.
 
     Activation alignment's two terms share x: correlate(x, p − y). Information alignment's share y:
     correlate(T_B* y − x, y). Where one of ``free`` appears in a single term, the sum may take its place in memory.
+    ``size``: of the result in numbers. What multiplies it multiplies the right side instead, where that is smaller.
     """
     sides = [side for t in terms for side in (t.left, t.right)]
     once = [t for t in free if sum(t is side for side in sides) == 1]
@@ -301,6 +304,8 @@ def merged(terms: list[Correlation], geometry: Geometry, scale: float, free: tup
         (a, left), (b, right) = _side(lefts, once), _side(rights, once)
         if right.dtype == torch.float16:  # a sum over batch and positions leaves float16's range
             products.append((a * b, geometry.correlate(left, right * scale)))
+        elif right.numel() < size:
+            products.append((1.0, geometry.correlate(left, right * (a * b * scale))))
         else:
             products.append((a * b * scale, geometry.correlate(left, right)))
     factor, gradient = products[0]
