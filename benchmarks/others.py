@@ -96,7 +96,8 @@ def biotorch_model(model: nn.Module, mode: str) -> nn.Module | None:
         from biotorch.module.biomodule import BioModule
     except ImportError:
         return None
-    return BioModule(model, mode=mode)  # type: ignore[no-any-return]
+    converted = BioModule(model, mode=mode)
+    return converted.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]  # its layers are new
 
 
 def write(out: Path, threads: int = 1, clock: str = "wall", model: str = "resnet18", rounds: int = 15) -> None:

@@ -1,4 +1,4 @@
-"""What each rule costs on this machine: results/performance-cpu, in one command that goes on where it was stopped.
+"""What each rule costs on this machine: one table a part, in one command that goes on where it was stopped.
 
     python benchmarks/performance.py                         all parts that are not done, then the page
     python benchmarks/performance.py --only main             one part: main, scaling, compiled, processes, input, others
@@ -6,7 +6,7 @@
     python benchmarks/performance.py --page                  the page again, of what is there
 
 Leave the machine alone meanwhile: on 2 cores main takes some 8 minutes, scaling 5, processes and input 1 each, compiled
-10, others 3.
+10, others 3. bf16 is left out on a CPU without AVX-512, which would take minutes for a step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 import untied
-from untied.lab.bench import BenchConfig, again, bench, markdown, table_rows
+from untied.lab.bench import BenchConfig, again, bench
 from untied.lab.config import OptimizerConfig
+from untied.lab.costs import markdown, table_rows
 from untied.lab.data import DataConfig, load
 from untied.lab.environment import environment
 from untied.lab.models import build
@@ -41,7 +42,6 @@ from untied.lab.timing import Clock, interleaved, plain_step, untied_step
 from untied.rules import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "results" / "performance-cpu"
 FEW = ("fa", "sa", "aa")
 EIGHTH = (1.0, 0.125)
 BENCHES: dict[str, dict[str, dict[str, Any]]] = {
@@ -61,6 +61,9 @@ BENCHES: dict[str, dict[str, dict[str, Any]]] = {
 def run_benches(part: str, runs: Path, threads: int, clock: str) -> None:
     """The tables of a part, each in a folder; those that are complete stay."""
     for name, settings in BENCHES[part].items():
+        if "bf16" in settings.get("precisions", ()) and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+            print(f"{name}: left out, as this CPU has no AVX-512")
+            continue
         folder, rounds = runs / name, 15 if part == "main" else 9
         config = BenchConfig(**{"rounds": rounds, "threads": threads, "clock": clock, "out": folder, "overwrite": True,
                                 "profile": 5 if part == "main" else 0, **settings})  # fmt: skip
@@ -155,9 +158,9 @@ def input_rates(runs: Path, workers: int) -> None:
 # The page
 
 
-def page(runs: Path) -> None:
-    """README.md, table.csv and the figure in results/performance-cpu, of what has been run."""
-    OUT.mkdir(parents=True, exist_ok=True)
+def page(runs: Path, out: Path) -> None:
+    """README.md, and of each part table.csv and the figure, of what has been run."""
+    out.mkdir(parents=True, exist_ok=True)
     made = None
     text = io.StringIO()
     for part, names in BENCHES.items():
@@ -172,12 +175,12 @@ def page(runs: Path) -> None:
             text.write(f"## {name}\n\n{config['threads']} threads, {config['clock']} clock, commit "
                        f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}.\n\n")  # fmt: skip
             text.write(markdown(table_rows(run.metrics())))
-            (OUT / name).mkdir(exist_ok=True)
+            (out / name).mkdir(exist_ok=True)
             for file in ("config.yaml", "environment.json", "table.csv", "results.json"):
-                shutil.copy(folder / file, OUT / name / file)
+                shutil.copy(folder / file, out / name / file)
             if part == "main":
                 text.write(f"![cost]({name}/cost.png)\n\n")
-                shutil.copy(folder / "figures" / "cost.png", OUT / name / "cost.png")
+                shutil.copy(folder / "figures" / "cost.png", out / name / "cost.png")
     if (runs / "processes.json").is_file():
         found = json.loads((runs / "processes.json").read_text())
         text.write("## processes\n\nDDP over gloo, resnet18-w16, 16 images and one thread a process.\n\n")
@@ -199,8 +202,8 @@ def page(runs: Path) -> None:
         f"{machine['cores']} cores, torch {torch_version}. What the columns are, and what the numbers say: "
         "[docs/performance.md](../../docs/performance.md).\n\n"
     )
-    (OUT / "README.md").write_text(head + text.getvalue().rstrip() + "\n")
-    print(OUT / "README.md")
+    (out / "README.md").write_text(head + text.getvalue().rstrip() + "\n")
+    print(out / "README.md")
 
 
 def main() -> None:
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/performance"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "performance-cpu")
     parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
@@ -229,7 +233,7 @@ def main() -> None:
             from others import write
 
             write(file, given.threads, given.clock)
-    page(given.runs)
+    page(given.runs, given.out)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ import gc
 import io
 import itertools
 import os
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +29,21 @@ from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
 from untied.lab import plots, report
 from untied.lab.config import OptimizerConfig, parse_entry
+from untied.lab.costs import (
+    CAPTIONS,
+    CONTROL,
+    HEADS,
+    NARROW,
+    PLAIN,
+    SUMMARY,
+    Case,
+    by_case,
+    cells,
+    markdown,
+    shown_columns,
+    speed_figure,
+    table_rows,
+)  # fmt: skip
 from untied.lab.devices import single_device
 from untied.lab.memory import Held
 from untied.lab.models import build
@@ -39,9 +51,8 @@ from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder
 from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
 
-__all__ = ["BenchConfig", "again", "bench", "profiled", "speed_figure"]
+__all__ = ["BenchConfig", "again", "bench", "profiled"]
 
-PLAIN, CONTROL = "plain", "plain again"
 PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop")
 
 
@@ -132,20 +143,6 @@ class BenchConfig:
         return list(
             itertools.starmap(Case, itertools.product(self.models, self.batches, self.precisions, self.compile))
         )
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all rules of a table have in common."""
-
-    model: str
-    batch: int
-    precision: str
-    compile: bool
-
-    def __str__(self) -> str:
-        precision = "float32" if self.precision == "32" else f"{self.precision} mixed"
-        return f"{self.model}, batch {self.batch}, {precision}" + (", compiled" if self.compile else "")
 
 
 def bench(config: BenchConfig, console: Console | None = None) -> int:
@@ -306,100 +303,6 @@ def _threads(count: int) -> Iterator[None]:
 # What is written
 
 
-def table_rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each case and rule; seconds are medians, ratios are to the plain network in the same round."""
-    rows = []
-    for case in dict.fromkeys(_case(line) for line in metrics):
-        lines = [line for line in metrics if _case(line) == case]
-        rounds = [line["rules"] for line in lines if line["kind"] == "round"]
-        counted = next((line for line in lines if line["kind"] == "counted"), None)
-        profiles = [line["rules"] for line in lines if line["kind"] == "profile"]
-        if not rounds or counted is None:
-            continue
-        for name in rounds[0]:
-            own = [r[name] for r in rounds]
-            totals = [sum(r.values()) for r in own]
-            ratios = sorted(t / sum(r[PLAIN].values()) for t, r in zip(totals, rounds, strict=True))
-            about, plain = counted["rules"][name], counted["rules"][PLAIN]
-            median = {part: statistics.median(r[part] for r in own) for part in ("forward", "backward", "optimizer")}
-            rows.append({
-                **dataclasses.asdict(case), "rule": name, "rounds": len(rounds),
-                "ratio": statistics.median(ratios), "low": _quantile(ratios, 0.25), "high": _quantile(ratios, 0.75),
-                "counted": about["flops"] / plain["flops"],
-                "products": _over(profiles, name, "products"), "rest": _over(profiles, name, "rest"),
-                **median, "images_per_second": case.batch / statistics.median(totals),
-                "peak_mb": about["peak"] / 1e6, "above_plain_mb": (about["peak"] - plain["peak"]) / 1e6,
-                "backward_weights_mb": about["backward_weights"] / 1e6,
-                "first_step": counted["first_step"].get(name), "ratios": ratios,
-            })  # fmt: skip
-    return rows
-
-
-def _case(line: Mapping[str, Any]) -> Case:
-    return Case(line["model"], line["batch"], line["precision"], line["compile"])
-
-
-def _over(profiles: Sequence[Mapping[str, Any]], name: str, what: str) -> float | None:
-    """A rule's time in some kernels, beyond the plain network's in them, over the plain network's whole step."""
-    plain = [sum(p[PLAIN].values()) for p in profiles]
-    found = [(p[name][what] - p[PLAIN][what]) / whole for p, whole in zip(profiles, plain, strict=True) if whole]
-    return statistics.median(found) if found else None
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    at = q * (len(values) - 1)
-    low = int(at)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (at - low) * (values[high] - values[low])
-
-
-HEADS = {
-    "rule": "rule", "ratio": "step / plain", "spread": "middle half", "counted": "counted", "products": "+ products",
-    "rest": "+ the rest", "forward": "forward (ms)", "backward": "backward (ms)", "optimizer": "optimizer (ms)",
-    "images_per_second": "images/s", "above_plain_mb": "memory above plain (MB)", "first_step": "first step (s)",
-}  # fmt: skip
-
-
-NARROW = {
-    "rule": "rule", "ratio": "step /\nplain", "spread": "middle half", "counted": "counted",
-    "images_per_second": "images/s", "above_plain_mb": "memory\n+MB", "first_step": "first\nstep (s)",
-}  # fmt: skip
-
-
-def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row as text, by the keys of ``HEADS``."""
-    texts = {"rule": str(row["rule"])}
-    for key, form, scale in (
-        ("ratio", ".3f", 1.0), ("counted", ".3f", 1.0), ("products", "+.3f", 1.0), ("rest", "+.3f", 1.0),
-        ("forward", ".1f", 1e3), ("backward", ".1f", 1e3), ("optimizer", ".1f", 1e3),
-        ("images_per_second", ".1f", 1.0), ("above_plain_mb", ".1f", 1.0), ("first_step", ".1f", 1.0),
-    ):  # fmt: skip
-        value = row.get(key)
-        texts[key] = "–" if value is None else f"{scale * value:{form}}"
-    return texts | {"spread": f"{row['low']:.3f} – {row['high']:.3f}"}
-
-
-def _shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns of which something is known."""
-    return [key for key in HEADS if key == "spread" or any(row.get(key) is not None for row in rows)]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each case."""
-    text = ""
-    for case, own in _by_case(rows):
-        shown = _shown(own)
-        lines = [[HEADS[key] for key in shown], [":--" if key == "rule" else "--:" for key in shown]]
-        lines += [[f"`{cells(row)[key]}`" if key == "rule" else cells(row)[key] for key in shown] for row in own]
-        text += f"**{case}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
-    return text
-
-
-def _by_case(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Case, list[Mapping[str, Any]]]]:
-    cases = dict.fromkeys(_case(row) for row in rows)
-    return [(case, [row for row in rows if _case(row) == case]) for case in cases]
-
-
 def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
     rows = table_rows(folder.metrics())
     folder.write_json("results.json", rows)
@@ -415,14 +318,14 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
         return
     plots.save(speed_figure(rows), folder.path / "figures", "cost")
     sections = [
-        report.Section(str(case), rows=[{HEADS[k]: cells(row)[k] for k in _shown(own)} for row in own])
-        for case, own in _by_case(rows)
+        report.Section(str(case), rows=[{HEADS[k]: cells(row)[k] for k in shown_columns(own)} for row in own])
+        for case, own in by_case(rows)
     ]
     page = report.write_html(
         folder, rows=[], title="What a training step costs", summary=SUMMARY, sections=sections, captions=CAPTIONS
     )
-    for case, own in _by_case(rows):
-        narrow = {key: NARROW[key] for key in _shown(own) if key in NARROW}  # for 80 columns
+    for case, own in by_case(rows):
+        narrow = {key: NARROW[key] for key in shown_columns(own) if key in NARROW}  # for 80 columns
         table = Table(title=str(case), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
         for key, head in narrow.items():
             table.add_column(head, justify="left" if key == "rule" else "right", no_wrap=key != "rule")
@@ -430,45 +333,3 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
             table.add_row(*(cells(row)[key] for key in narrow))
         console.print(table)
     console.print(f"folder {folder.path}\npage   {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-SUMMARY = (
-    "The time of a whole training step (forward, loss, R, backward, optimizers) over that of the same network of plain "
-    "PyTorch layers with its optimizer, step by step in turn: the median over rounds of the ratio within a round, and "
-    "the range of its middle half. 'plain again' is a second copy of the plain network: what differs from 1 there is "
-    "the machine's noise. Counted: floating-point operations of products, over the plain network's. + products and + "
-    "the rest: where the additional time goes, in parts of a plain step, by PyTorch's profiler. Memory: tensors at "
-    "their highest, weights and optimizer state included."
-)
-CAPTIONS = {
-    "cost": "A dot is a round, the bar the median, the diamond what is counted in multiplications. At 1: plain PyTorch."
-}
-
-
-def speed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel a case: the ratio of each round, the median, and what is counted."""
-    cases = _by_case(rows)
-    with matplotlib.rc_context(plots.STYLE):
-        height = sum(0.9 + 0.32 * len(own) for _, own in cases)
-        figure = Figure(figsize=(8.5, 0.5 + height), layout="constrained")
-        grid = figure.subplots(
-            len(cases), 1, squeeze=False, sharex=True, height_ratios=[0.9 + 0.32 * len(own) for _, own in cases]
-        )
-        highest = max(max(row["counted"], _quantile(sorted(row["ratios"]), 0.9)) for row in rows)
-        palette = plots.colours([row["rule"] for row in rows])
-        for axes, (case, own) in zip(grid[:, 0], cases, strict=True):
-            own = [row for row in own if row["rule"] != PLAIN]
-            for y, row in enumerate(own):
-                colour = palette[row["rule"]]
-                axes.plot(row["ratios"], [y] * len(row["ratios"]), "o", color=colour, alpha=0.35, markersize=4)
-                axes.plot([row["ratio"]] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=2.5)
-                axes.plot(row["counted"], y, "D", color="black", markersize=5, markerfacecolor="none")
-                axes.annotate(
-                    f"{row['ratio']:.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9
-                )
-            axes.axvline(1, color="black", linestyle=":", linewidth=1, zorder=0)
-            axes.set_yticks(range(len(own)), [row["rule"] for row in own])
-            axes.set(title=str(case), ylim=(len(own) - 0.5, -0.5), xlim=(0.85, max(1.15, highest + 0.1)))
-            axes.grid(axis="y", visible=False)
-        grid[-1, 0].set_xlabel("time of a step over plain PyTorch's (◇ counted)")
-        return figure
