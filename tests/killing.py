@@ -1,12 +1,13 @@
-"""Kill a run again and again at random moments, then let it end: python killing.py RUN KILLS WORDS...
+"""Kill a run again and again, then let it end: python killing.py RUN KILLS WORDS...
 
-The run's processes are forks of this one, which has imported everything, so that a kill costs no import. Checkpoints
-are written slowly and in two halves, so that many kills hit one. Prints how many kills there were, and how many of
-them left a half-written file behind.
+The run's processes are forks of this one, which has imported everything, so that a kill costs no import. Every other
+kill is at a random moment, the others are when a checkpoint is being written, which is done slowly and in two halves.
+Prints how many kills there were, and how many of them left a half-written file behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -38,6 +39,24 @@ def run_in_a_fork(words: list[str]) -> int:
     return pid
 
 
+def wait_for_a_checkpoint(run: Path, pid: int) -> None:
+    """Until a half-written file appears, or the run has ended (it stays to be waited for)."""
+    before = set(half_written(run))
+    while set(half_written(run)) <= before:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.001)
+
+
+def half_written(run: Path) -> list[tuple[str, int]]:
+    """Names and inode numbers: a name may be used again."""
+    found = []
+    for path in run.rglob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.name, path.stat().st_ino))
+    return found
+
+
 def kill_until_it_ends(run: Path, kills: int, words: list[str]) -> tuple[int, int]:
     random.seed(0)
     killed = torn = 0
@@ -45,14 +64,14 @@ def kill_until_it_ends(run: Path, kills: int, words: list[str]) -> tuple[int, in
         started = (run / "config.yaml").exists()
         pid = run_in_a_fork(["train", "--resume", str(run)] if started else ["train", *words, "--out", str(run)])
         if killed < kills:
-            time.sleep(random.uniform(0, 0.5))
+            wait_for_a_checkpoint(run, pid) if killed % 2 else time.sleep(random.uniform(0, 0.5))
             os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code != -signal.SIGKILL:
             assert code == 0, code
             return killed, torn
         killed += 1
-        torn += any(run.rglob(".*.partial"))
+        torn += bool(half_written(run))
 
 
 if __name__ == "__main__":
