@@ -10,6 +10,7 @@ Settings are those of `untied compare`'s presets (benchmarks/tune_digits.py chos
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from untied.lab.record import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "fraction"
+END = "<!-- /tables -->"
 FRACTIONS = ("1", "1/2", "1/4", "1/8", "1/16")
 RULES = ("ia", "aa")
 NAMES = {"cifar10": "CIFAR-10 (JPEG)"}  # which is what --root FILE has
@@ -50,9 +52,9 @@ def train(data: str, root: Path | None, seeds: int, epochs: int, model: str, wor
 
 
 def page(folders: list[Path]) -> None:
-    """A table of accuracy by fraction."""
+    """A table of accuracy by fraction, and each comparison's own table; what stands below the mark stays."""
     OUT.mkdir(parents=True, exist_ok=True)
-    text = "# What a fraction costs in accuracy\n\nMade by `benchmarks/fraction_study.py`.\n\n"
+    text = "# What a fraction costs in accuracy\n\n"
     rules = list(entries().values())
     for folder in map(RunFolder.open, folders):
         config, made = folder.config(), folder.environment()
@@ -60,12 +62,17 @@ def page(folders: list[Path]) -> None:
         name = config["data"]["name"]
         text += f"**{NAMES.get(name, name)}**: {config['model']}, {config['epochs']} epochs, {config['seeds']} seeds; "
         text += f"test accuracy (%), mean ± standard deviation. Backpropagation: {cell(rows['bp', '1'])}. Commit "
-        text += f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}.\n\n| rule | {' | '.join(FRACTIONS)} |\n"
+        text += f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}, {made['machine']['cpu']}, "
+        text += f"{made['machine']['cores']} cores, torch {made['packages']['torch']}: `python benchmarks/"
+        text += f"fraction_study.py {name}`; angles are in [{name}.csv]({name}.csv).\n\n| rule | {' | '.join(FRACTIONS)} |\n"
+        shutil.copy(folder.path / "table.csv", OUT / f"{name}.csv")
         text += f"|:--|{'--:|' * len(FRACTIONS)}\n"
         for rule in RULES:
             text += f"| `{rule}` | {' | '.join(cell(rows[rule, f]) for f in FRACTIONS)} |\n"
         text += "\n"
-    (OUT / "README.md").write_text(text)
+    readme = OUT / "README.md"
+    below = readme.read_text().partition(END)[2] if readme.is_file() else "\n"
+    readme.write_text(f"{text}{END}{below}")
     print(OUT / "README.md")
 
 

@@ -88,7 +88,8 @@ def page(out: Path) -> None:
         START, "", "![fits](fits.png)", "", (out / "table.md").read_text().strip(), "",
         f"{', '.join(r['words'] for r in result['recordings'])}. {config['splits']} splits, {config['components']} "
         f"components. Pictures: {seen}. Commit {(made['git'] or {}).get('commit', 'unknown')[:9]}, "
-        f"{machine}, {made['date'][:10]}: `python benchmarks/neural_fits.py fit STUDY --recordings v4-*.npz it92.npz`.",
+        f"{machine}, {made['date'][:10]}: `python benchmarks/neural_fits.py fit STUDY --recordings v4-*.npz it92.npz "
+        f"--maps {' '.join(config['maps'])}`.",
         "",
         *figures, END,
     ]  # fmt: skip

@@ -124,7 +124,8 @@ def write(out: Path, threads: int = 1, clock: str = "wall", model: str = "resnet
             steps[f"{rule} by BioTorch"] = plain_step(converted, x, y, sgd)
     found = list(interleaved(steps, Clock(cpu=clock == "cpu"), rounds))
     ratio = {name: statistics.median(r[name].total / r["plain"].total for r in found) for name in steps}
-    about = f"{model}, batch 64, float32, {threads} threads, {clock} clock, {rounds} rounds"
+    command = f"benchmarks/others.py --model {model} --threads {threads}"
+    about = f"{model}, batch 64, float32, {clock} clock, {rounds} rounds (`{command}`)"
     lines = [f"{about}: time of a step over plain PyTorch's.", "",
              "| rule | untied | autograd of the penalty | BioTorch |", "|:--|--:|--:|--:|"]  # fmt: skip
     for rule in (*RULES, *BIOTORCH):

@@ -122,8 +122,7 @@ def job(model: str, rule: str, given: argparse.Namespace, start: Any, out: Any) 
             row["profiles"] = [{n: profiled(s, clock) for n, s in steps.items()} for _ in range(given.profile)]
             torch.cuda.empty_cache()
     except Exception:
-        if "first_step" not in row or "rounds" not in row:
-            row["error"] = traceback.format_exc()
+        row["error"] = traceback.format_exc()
     if steps:
         own = [p for n, p in steps[rule].model.named_parameters() if n.endswith("backward_weight")]
         row["backward_weights"] = sum(p.numel() * p.element_size() for p in own)
@@ -217,10 +216,10 @@ def table_row(row: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
 
 
 def page(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """README.md, table.csv and environment.json."""
+    """README.md, table.csv, kernels.csv and environment.json."""
     order = {name: i for i, name in enumerate((CONTROL, *dict.fromkeys(itertools.chain(*given.models.values()))))}
     table = [
-        table_row(row, given) for row in sorted((r for r in rows if "rounds" in r), key=lambda r: order[r["rule"]])
+        table_row(row, given) for row in sorted((r for r in rows if "error" not in r), key=lambda r: order[r["rule"]])
     ]
     if not table:
         raise SystemExit("nothing was measured: the errors are above")
@@ -228,6 +227,12 @@ def page(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
+    with open(given.out / "kernels.csv", "w", newline="") as file:
+        kernels_of = csv.writer(file)
+        kernels_of.writerow(("model", "process of", "step of", "kernel x launches", "ms"))
+        for row in rows:
+            for name, found in row.get("kernels", {}).items():
+                kernels_of.writerows((row["model"], row["rule"], name, k, f"{ms:.3f}") for k, ms in found.items())
     lines = []
     for model in given.models:
         own = [t for t in table if t["model"] == model]

@@ -104,8 +104,6 @@ def _release(ctx: Any) -> bool:
     return True
 
 
-for _forward in (
-    UntiedOperation.forward,
-    LossTerm.forward,
-):  # PyTorch reads it at every call, for a tenth of a small net's time
+# PyTorch reads it at every call, for a tenth of a small network's time.
+for _forward in (UntiedOperation.forward, LossTerm.forward):
     vars(_forward)["__signature__"] = inspect.signature(_forward)
