@@ -64,7 +64,8 @@ def page(folders: list[Path]) -> None:
         text += f"test accuracy (%), mean ± standard deviation. Backpropagation: {cell(rows['bp', '1'])}. Commit "
         text += f"{((made['git'] or {}).get('commit') or 'unknown')[:9]}, {made['machine']['cpu']}, "
         text += f"{made['machine']['cores']} cores, torch {made['packages']['torch']}: `python benchmarks/"
-        text += f"fraction_study.py {name}`; angles are in [{name}.csv]({name}.csv).\n\n| rule | {' | '.join(FRACTIONS)} |\n"
+        text += f"fraction_study.py {name}`; angles are in [{name}.csv]({name}.csv).\n\n"
+        text += f"| rule | {' | '.join(FRACTIONS)} |\n"
         shutil.copy(folder.path / "table.csv", OUT / f"{name}.csv")
         text += f"|:--|{'--:|' * len(FRACTIONS)}\n"
         for rule in RULES:

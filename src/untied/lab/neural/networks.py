@@ -23,11 +23,11 @@ from untied.lab.loop import dataset, network
 from untied.lab.neural.preprocess import Seeing, as_trained
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder
+from untied.lab.study.config import KINDS
 
 __all__ = ["PIXELS", "RANDOM", "Network", "networks"]
 
 RANDOM, PIXELS = "random", "pixels"
-STUDIES = ("transfer", "noise", "search")
 Which = Literal["last", "best"]
 GIVEN = re.compile(r"(?P<label>[^/=]+)=(?P<path>.+)", re.DOTALL)
 
@@ -145,7 +145,9 @@ def sources_of(given: str, say: Callable[[str], None]) -> Iterator[Source]:
 def runs_in(path: Path) -> list[Path]:
     """The runs of untied train in a study's folder, or in a folder of runs; none of any other folder."""
     if (path / "config.yaml").is_file():
-        path = path / "runs" if RunFolder.open(path).config().get("kind") in STUDIES else Path(path, "nothing")
+        if RunFolder.open(path).config().get("kind") not in KINDS:
+            return []
+        path = path / "runs"
     found = sorted(path.glob("*/config.yaml")) if path.is_dir() else []
     return [config.parent for config in found if "rule" in RunFolder.open(config.parent).config()]
 
