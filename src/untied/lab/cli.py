@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 
 import untied
@@ -315,10 +316,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def stop(line: str, code: int, debug: bool) -> int:
-    """Say in one line what went wrong."""
+    """Say in one line what went wrong. One process of several ends here."""
     if debug:
         traceback.print_exc()
     print(" ".join(line.split()), file=sys.stderr)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Threads of its backend may still wait for another process; one that wakes while Python ends aborts it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
