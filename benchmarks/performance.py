@@ -1,12 +1,12 @@
 """What each rule costs on this machine: one table a part, in one command that goes on where it was stopped.
 
     python benchmarks/performance.py                         all parts that are not done, then the page
-    python benchmarks/performance.py --only main             one part: main, scaling, compiled, processes, input, others
+    python benchmarks/performance.py --only main             one part: main, large, scaling, compiled, ...
     python benchmarks/performance.py --threads 1 --clock cpu     on a machine that others use too
     python benchmarks/performance.py --page                  the page again, of what is there
 
-Leave the machine alone meanwhile: on 2 cores main takes some 8 minutes, scaling 5, processes and input 1 each, compiled
-10, others 3. bf16 is left out on a CPU without AVX-512, which would take minutes for a step.
+Leave the machine alone meanwhile: on 2 cores main takes some 8 minutes, large 16, scaling 5, processes and input 1
+each, compiled 10, others 3. bf16 is left out on a CPU without AVX-512, which would take minutes for a step.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ BENCHES: dict[str, dict[str, dict[str, Any]]] = {
         "float32": {"fractions": EIGHTH},
         "bf16": {"fractions": EIGHTH, "precisions": ("bf16",)},
     },
+    "large": {"float32-batch128": {"batches": (128,), "fractions": EIGHTH, "rules": ("fa", "wm", "aa", "ia")}},
     "scaling": {
         "depth": {"models": tuple(f"resnet{n}-w16" for n in (18, 34, 50, 101, 152)), "batches": (16,), "rules": FEW},
         "width": {"models": tuple(f"resnet18-w{n}" for n in (8, 16, 32)), "rules": FEW},
@@ -57,6 +58,8 @@ BENCHES: dict[str, dict[str, dict[str, Any]]] = {
     "compiled": {"compiled": {"models": ("resnet18-w16",), "rules": FEW, "compile": (False, True)}},
 }
 
+PROFILED = ("main", "large")
+
 
 def run_benches(part: str, runs: Path, threads: int, clock: str) -> None:
     """The tables of a part, each in a folder; those that are complete stay."""
@@ -64,9 +67,9 @@ def run_benches(part: str, runs: Path, threads: int, clock: str) -> None:
         if "bf16" in settings.get("precisions", ()) and "AVX512" not in torch.backends.cpu.get_cpu_capability():
             print(f"{name}: left out, as this CPU has no AVX-512")
             continue
-        folder, rounds = runs / name, 15 if part == "main" else 9
+        folder, rounds = runs / name, 15 if part in PROFILED else 9
         config = BenchConfig(**{"rounds": rounds, "threads": threads, "clock": clock, "out": folder, "overwrite": True,
-                                "profile": 5 if part == "main" else 0, **settings})  # fmt: skip
+                                "profile": 5 if part in PROFILED else 0, **settings})  # fmt: skip
         if (folder / "results.json").is_file():
             done = json.loads((folder / "results.json").read_text())
             if len({(r["model"], r["batch"], r["compile"]) for r in done}) == len(config.cases) and all(
@@ -178,7 +181,7 @@ def page(runs: Path, out: Path) -> None:
             (out / name).mkdir(exist_ok=True)
             for file in ("config.yaml", "environment.json", "table.csv", "results.json"):
                 shutil.copy(folder / file, out / name / file)
-            if part == "main":
+            if part in PROFILED:
                 text.write(f"![cost]({name}/cost.png)\n\n")
                 shutil.copy(folder / "figures" / "cost.png", out / name / "cost.png")
     if (runs / "processes.json").is_file():
@@ -209,7 +212,7 @@ def page(runs: Path, out: Path) -> None:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = ["main", "scaling", "processes", "input", "others", "compiled"]
+    parts = ["main", "large", "scaling", "processes", "input", "others", "compiled"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--runs", type=Path, default=Path("runs/performance"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
