@@ -195,6 +195,26 @@ def test_a_rule_passes_over_its_weights_no_oftener_than_this(rule: str, wanted: 
     assert seen.names == (["add"] if rule == "kp" else [])  # the decay and W's pseudogradient meet in B
 
 
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("fa", []),
+        ("sa", ["add"]),
+        ("kp", ["mul"]),
+        ("wm", ["mul_", "add"]),  # the decay, in float32, and the product, in bfloat16, in one pass
+        ("aa", ["mul_", "_to_copy"]),
+        ("ia", ["mul_", "add"]),
+    ],
+)
+def test_nor_under_autocast(rule: str, wanted: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(32, 32, 3, padding=1), torch.randn(N, 32, 7, 7, requires_grad=True)
+    untied.untie_(model, rule)
+    with untied.record(model) as tape, torch.autocast("cpu", torch.bfloat16), Passes(model.weight.shape) as seen:
+        loss = model(x).sum() + tape.penalty()
+    assert seen.names == ["_to_copy", "_to_copy", *wanted]  # W and B
+
+
 @pytest.mark.parametrize("rule", ["wm", "aa", "ia"])
 def test_a_rule_makes_no_tensor_of_the_activitys_size_but_its_products(rule: str) -> None:
     torch.manual_seed(0)

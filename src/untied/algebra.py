@@ -383,10 +383,10 @@ def _gradient(
         given = _weight_gradient(primitive, W, B, operations)
         factor, tensor = (given.factor, given.tensor) if isinstance(given, Multiple) else (1.0, given)
         terms.append((v * factor, tensor))
-    if onto is not None and onto.dtype != B.dtype:
-        terms, onto = [*terms, (1.0, onto.to(B.dtype) if not terms else onto)], None
     if not terms:
-        return torch.zeros_like(B) if onto is None else onto
+        return torch.zeros_like(B) if onto is None else onto.to(B.dtype)
+    if onto is not None and onto.dtype != B.dtype:
+        terms, onto = [*terms, (1.0, onto)], None
     return _sum(terms, onto)
 
 
