@@ -5,8 +5,8 @@
     python benchmarks/performance.py --threads 1 --clock cpu     on a machine that others use too
     python benchmarks/performance.py --page                  the page again, of what is there
 
-Leave the machine alone meanwhile: on 2 cores main takes some 8 minutes, large 16, scaling 5, processes and input 1
-each, compiled 10, others 3. bf16 is left out on a CPU without AVX-512, which would take minutes for a step.
+Leave the machine alone meanwhile: on 2 cores main takes some 8 to 11 minutes, large 11, scaling 5, processes and
+input 1 each, compiled 5, others 3. bf16 is left out on a CPU without AVX-512, which would take minutes for a step.
 """
 
 from __future__ import annotations

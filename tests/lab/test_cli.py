@@ -154,3 +154,25 @@ def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypa
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "untied", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"untied {untied.__version__}\n"
+
+
+FAILS_AS_ONE_OF_SEVERAL = """
+import atexit, sys, torch.distributed as dist
+from untied.errors import UntiedError
+from untied.lab import cli
+def fails(words):
+    print("said before")
+    raise UntiedError("another process has ended")
+cli.COMMANDS["rules"] = fails
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+atexit.register(print, "Python ended as usual")
+sys.exit(cli.main(["rules"]))
+"""
+
+
+@pytest.mark.slow
+def test_one_process_of_several_that_fails_does_not_wait_for_pythons_end() -> None:
+    """In which its backend's threads could abort it: see test_resume.py, a lost process."""
+    done = subprocess.run([sys.executable, "-c", FAILS_AS_ONE_OF_SEVERAL], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "said before\n")
+    assert done.stderr == "untied: another process has ended\n"
