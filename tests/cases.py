@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import untied
+from untied.call import Call
 from untied.geometry import Geometry
 from untied.operations import Operations, Signals
 
@@ -123,6 +124,10 @@ RULES = [
     # alignment: the named rules
     RuleCase("fa", local=True),
     RuleCase("kp", local=True),
+    RuleCase("copy + 0.5*self + decay", local=False),
+    RuleCase("0.5*copy + amp + decay", local=True, products=1),
+    RuleCase("mkp", local=True),
+    RuleCase("mkp(noise=lattice)", local=True),
     RuleCase("sa", local=False),
     RuleCase("wm", local=True, products=1),
     RuleCase("aa", local=False, products=2),
@@ -222,9 +227,14 @@ def build_untied(case: LayerCase, rule: str = "fa") -> tuple[Any, Tensor]:
 def geometry_of(layer: Any, x: Tensor, **call: Any) -> Geometry:
     """The geometry that an untied layer uses for this input."""
     seen: list[Geometry] = []
-    layer.listener = lambda layer, x, y, W, B, geometry: seen.append(geometry)
+
+    class Listening:
+        def note(self, call: Call) -> None:
+            seen.append(call.geometry)
+
+    layer.listeners = (Listening(),)
     layer(x, **call)
-    layer.listener = None
+    layer.listeners = ()
     return seen[0]
 
 

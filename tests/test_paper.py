@@ -15,7 +15,7 @@ import untied
 from cases import LayerCase, by_kind_of_layer, signals, small_batch, small_net, with_kernels
 from untied.geometry import DENSE
 from untied.operations import Operations, Signals
-from untied.primitives import PRIMITIVES, Correlation, Primitive, amp, decay, null, self_, sparse
+from untied.primitives import KNOWN, PRIMITIVES, Correlation, Primitive, amp, decay, null, self_, sparse
 from untied.rules import (
     NAMED,
     ActivationAlignment,
@@ -163,7 +163,7 @@ def test_table_2_is_read_off_the_code() -> None:
     for name, (local, primitives) in rows.items():
         rule = parse(name)
         if isinstance(rule, Alignment):
-            assert local == all(PRIMITIVES[p].local for p in primitives)
+            assert local == all(KNOWN[p].local for p in primitives)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMED if n != "fa"])

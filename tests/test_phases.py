@@ -51,14 +51,14 @@ def test_a_pass_of_the_task_alone_gives_zeros_to_B(rule: RuleCase) -> None:
             assert (p.grad is None) == (plain.get_parameter(name).grad is None)
         if is_backward(name) and r.aligns:
             copied = model.get_parameter(name.replace("backward_weight", "weight")).grad
-            assert p.grad is not None and torch.equal(p.grad, copied if r.copies_gradient else torch.zeros_like(p))
+            assert p.grad is not None and torch.equal(p.grad, r.copies * copied)
         elif p.grad is not None:
             torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)
 
 
 def _unrecorded(model: nn.Module, x: Tensor) -> Tensor:
     """A training pass outside record, on purpose."""
-    with pytest.warns(UserWarning, match="outside") if model.out.rule.aligns else contextlib.nullcontext():
+    with pytest.warns(UserWarning, match="outside") if model.out.rule.needs_record else contextlib.nullcontext():
         return model(x)  # type: ignore[no-any-return]
 
 

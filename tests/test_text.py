@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cases import RuleCase, by_rule
 from untied import UntiedError
 from untied.algebra import OPTIONS
-from untied.primitives import PRIMITIVES, Combination, amp, decay, null, self_, sparse
+from untied.primitives import PRIMITIVES, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
 from untied.schedules import SCHEDULES, Exponential, Linear, Steps, Triangular
 
@@ -51,7 +51,8 @@ def test_a_rule_is_read_back_from_its_own_text(rule: RuleCase) -> None:
         ("null + wm", amp + decay + null),
         ("2*sa + 0.5*aa", 2 * self_ + 2 * decay + 0.5 * amp + 0.5 * sparse),
         ("aa - 0.5*amp", 0.5 * amp + sparse),
-        ("kp(decay=2e-3)", 2e-3 * decay),
+        ("kp(decay=2e-3)", copy + 2e-3 * decay),
+        ("2*kp - amp", 2 * copy + 2e-3 * decay - amp),
         ("sa(self=2)", 2 * self_ + decay),
         ("sa(decay=-1)", self_ - decay),
         ("linear(0, 1)*amp + decay", Linear(0, 1) * amp + decay),
@@ -202,13 +203,11 @@ def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
         ("align(amp=true)", ">>>align<<<(amp=true)", "finite number"),
         ("2*bp", ">>>2<<<*bp", "cannot be multiplied"),
         ("-usf", "usf", "cannot be multiplied"),
-        ("2*kp", "kp", "kp"),
         ("amp + bp", "amp >>>+<<< bp", "only alignment rules and primitives add"),
         ("bp + usf", "bp >>>+<<< usf", "only alignment rules and primitives add"),
-        ("kp + amp", "kp >>>+<<< amp", "kp cannot be added"),
-        ("amp - kp", "kp", "kp cannot be"),
-        ("amp + kp", "amp >>>+<<< kp", "kp cannot be added"),
-        ("sa + kp", "sa >>>+<<< kp", "kp cannot be added"),
+        ("linear(0, 1)*copy", "linear", "copy=linear(0, 1) is not possible"),
+        ("2*mkp", ">>>2<<<*mkp", "cannot be multiplied"),
+        ("mkp(noise=white)", ">>>mkp<<<", "normal, uniform, codes, lattice"),
         ("wm(every=2) + aa(every=3)", "wm(every=2) >>>+<<< aa(every=3)", "options differ"),
         ("", "empty", "sa"),
         ("   ", "empty", "sa"),

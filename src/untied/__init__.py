@@ -6,15 +6,18 @@ Weight Symmetry", ICML 2020).
 """
 
 from . import dynamics, geometry, metrics, operations, primitives, rules, schedules, statistics
+from .call import Call
 from .convert import Report, parameter_groups, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
 from .layers import Untied, register_layer
+from .mirror import mirror_
 from .tape import Tape, record
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Call",
     "Geometry",
     "Report",
     "Tape",
@@ -23,6 +26,7 @@ __all__ = [
     "dynamics",
     "geometry",
     "metrics",
+    "mirror_",
     "operations",
     "parameter_groups",
     "primitives",

@@ -9,23 +9,41 @@ Legend as in primitives.py; c_P is the coefficient of primitive P; n the batch s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UntiedError
 from .geometry import DENSE, Geometry, inner, ordinary_autograd
 from .operations import Operations, Signals
-from .primitives import LEAKS, PRIMITIVES, Combination, Correlation, Multiple, Primitive, amp, decay
+from .primitives import KNOWN, LEAKS, Combination, Correlation, Multiple, Primitive, amp, copy, decay
 from .schedules import Coefficient, coefficient_text, multiply, value
 from .statistics import Statistic, power
 
-__all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "merged"]
+__all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "Visit", "merged"]
 
 Number = float | Tensor
 """A coefficient's value now: a 0-dim tensor where it changes in training, so that a compiled step stays compiled."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One backward kernel that a rule may move by itself.
+
+    Attributes:
+        W: the forward weight. beside: what stands beside it, by the rule's ``keeps``.
+        geometry: how the layer uses W. name: of the layer, for errors.
+        step: number of the training step, or None. align: whether it is measured too in this pass.
+    """
+
+    W: Tensor
+    beside: Mapping[str, Any]
+    geometry: Geometry
+    name: str
+    step: int | None = None
+    align: bool = True
 
 
 class Rule:
@@ -33,15 +51,56 @@ class Rule:
 
     Attributes:
         name: short name, or "align" for a free combination.
+        motion: what moves B: "transport" (a function of W), "alignment" (R), "estimate" (measurements of W).
         local: whether the rule meets both of the paper's locality criteria (section 3.1).
         aligns: whether there is an R to descend, so that `untied.record` is needed in training.
-        copies_gradient: whether B's gradient takes W's pseudogradient (Kolen-Pollack).
+        copies: how much of W's pseudogradient goes to B's gradient too (`copy`, Kolen-Pollack).
+        moves_itself: whether it moves B outside every optimizer, when a recording begins (`visit`).
+        keeps: the names of what it keeps beside a weight.
+        needs_record: whether training needs `untied.record`.
     """
 
     name: ClassVar[str]
+    motion: ClassVar[str]
     local: bool
     aligns: bool = False
-    copies_gradient: bool = False
+    copies: float = 0.0
+    moves_itself: ClassVar[bool] = False
+    keeps: ClassVar[tuple[str, ...]] = ("backward_weight",)
+
+    @property
+    def copies_gradient(self) -> bool:
+        """Whether B's gradient takes W's pseudogradient."""
+        return self.copies != 0
+
+    @property
+    def needs_record(self) -> bool:
+        return self.aligns
+
+    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
+        """What stands beside W from the conversion on, by the names in ``keeps``: only parameters learn.
+
+        Args:
+            W: the forward weight. B: draws an initial backward weight.
+        """
+        return {"backward_weight": nn.Parameter(B(), requires_grad=self.aligns or self.copies_gradient)}
+
+    def kernel(self, W: Tensor, beside: Mapping[str, Any]) -> Tensor:
+        """B for this pass, in W's layout, from what stands beside W."""
+        return beside["backward_weight"]  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        """Called before a layer gets the rule.
+
+        Raises:
+            UntiedError: an option would change nothing.
+        """
+
+    def visit(self, visit: Visit) -> None:
+        """A forward pass is about to be recorded: what moves B outside every optimizer does so now."""
+
+    def settle(self, visit: Visit) -> None:
+        """B is about to be looked at: what follows from W alone is brought up to date."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -56,7 +115,16 @@ class Rule:
 class Transport(Rule):
     """B is computed from W whenever it is needed; nothing is trained. Not local: it reads the forward weights."""
 
-    local = False
+    motion, local = "transport", False
+
+    keeps = ("backward_magnitude",)
+
+    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
+        return {"backward_magnitude": self.magnitude(W)}
+
+    def kernel(self, W: Tensor, beside: Mapping[str, Any]) -> Tensor:
+        with torch.no_grad():
+            return self.backward_weight(W, beside["backward_magnitude"]).detach()
 
     def magnitude(self, W: Tensor) -> Tensor | None:
         """What has to be remembered from the moment of conversion: a buffer beside W, or None."""
@@ -87,7 +155,7 @@ class Alignment(Rule):
         UntiedError: an unknown primitive or switch, or an impossible value.
     """
 
-    name = "align"
+    name, motion = "align", "alignment"
 
     def __init__(
         self,
@@ -112,19 +180,34 @@ class Alignment(Rule):
             raise UntiedError(f"positions={positions!r} is not possible: choose sum or mean")
         unknown = [s for s in switches if s not in OPTIONS]
         if unknown:
-            raise UntiedError(
-                f"{self.name} has no option {unknown[0]!r}: possible are {', '.join([*PRIMITIVES, *OPTIONS])}"
-            )
+            raise UntiedError(f"{self.name} has no option {unknown[0]!r}: possible are {', '.join([*KNOWN, *OPTIONS])}")
         self.fraction = float(fraction)
         self.every = every
         self.positions = positions
         self.operations = Operations(**switches)
 
+    def check(self) -> None:
+        idle = {}
+        if not self.needs_data:
+            idle = {k: v for k, v in self.options.items() if k not in ("every", "update_forward")}
+            why = "R sees no activity"
+        elif self.operations.noise is None and self.operations.noise_std != 1:
+            idle, why = {"noise_std": self.operations.noise_std}, "there is no noise: add noise=normal"
+        if not self.aligns and "every" in self.options:
+            idle, why = {"every": self.every}, "there is no R"
+        if idle:
+            shown = ", ".join(f"{k}={_text(v)}" for k, v in idle.items())
+            raise UntiedError(f"{shown} would change nothing in {self.combination}: {why}; leave it out")
+
     # What the rule is
 
     @property
     def aligns(self) -> bool:  # type: ignore[override]
-        return len(self.combination) > 0
+        return any(not p.needs_error for p in self.combination)
+
+    @property
+    def copies(self) -> float:  # type: ignore[override]
+        return float(self.combination.get(copy, 0.0))  # type: ignore[arg-type]
 
     @property
     def local(self) -> bool:  # type: ignore[override]
@@ -164,8 +247,6 @@ class Alignment(Rule):
 
     def __add__(self, other: Alignment | Combination | Primitive) -> Alignment:
         options = self.options
-        if self.copies_gradient or getattr(other, "copies_gradient", False):
-            raise UntiedError("kp cannot be added to: it also copies W's pseudogradient; give kp its own coefficient")
         if isinstance(other, Alignment):
             if options and other.options and options != other.options:
                 raise UntiedError(
@@ -186,15 +267,19 @@ class Alignment(Rule):
     # The mathematics
 
     def coefficients(self, progress: float | None) -> dict[Primitive, Number]:
-        """The coefficient now of each of `primitives`; those that are zero are left out."""
+        """The coefficient now of each term of R; those that are zero are left out. `copy` is not a term of the loss."""
         given = [c.factor if isinstance(c, Statistic) else c for c in self.combination.values()]
-        now = {p: (c, value(c, progress)) for p, c in zip(self.primitives, given, strict=True)}
+        terms = [(p, c) for p, c in zip(self.primitives, given, strict=True) if not p.needs_error]
+        now = {p: (c, value(c, progress)) for p, c in terms}
         return {p: torch.tensor(v, dtype=torch.float64) if callable(c) else v for p, (c, v) in now.items() if v != 0}
 
     def penalty(self, s: Signals, progress: float | None = None) -> Tensor:
-        """The readable definition: Σ_P c_P P for one layer, summed over the batch; differentiable."""
+        """The readable definition: Σ_P c_P P for one layer, summed over the batch; differentiable. `copy` counts where
+        the signals have an error.
+        """
+        copied = self.copies * copy.penalty(s) if s.error is not None else s.B.new_zeros(())
         s = s.with_input_operations()
-        return sum((c * p.penalty(s) for p, c in self.coefficients(progress).items()), start=s.B.new_zeros(()))
+        return sum((c * p.penalty(s) for p, c in self.coefficients(progress).items()), start=copied)
 
     def data_terms(
         self, s: Signals, c: Mapping[Primitive, Number], scale: float
@@ -411,9 +496,9 @@ def _text(v: object) -> str:
 def _primitive(given: Primitive | str) -> Primitive:
     if isinstance(given, Primitive):
         return given
-    if given not in PRIMITIVES:
-        raise UntiedError(f"unknown primitive {given!r}: possible are {', '.join(PRIMITIVES)}")
-    return PRIMITIVES[given]
+    if given not in KNOWN:
+        raise UntiedError(f"unknown primitive {given!r}: possible are {', '.join(KNOWN)}")
+    return KNOWN[given]
 
 
 def _balanced(c: Any) -> Coefficient:
@@ -426,6 +511,8 @@ def _balanced(c: Any) -> Coefficient:
 
 
 def _coefficient(primitive: Primitive, c: Coefficient) -> Coefficient:
+    if primitive == copy and (callable(c) or isinstance(c, Statistic)):
+        raise UntiedError(f"copy={coefficient_text(c)} is not possible: it acts in the backward pass, so give a number")
     if isinstance(c, Statistic):
         if primitive != decay:
             raise UntiedError(f"{primitive}={c} is not possible: a statistic is the coefficient of decay alone")

@@ -16,14 +16,14 @@ __all__ = ["LossTerm", "cast_for_autocast", "untied_operation"]
 class UntiedOperation(torch.autograd.Function):
     """y = T_W x + bias, whose input pseudogradient is T_B* g. W's and bias's gradients are backprop's own.
 
-    One backward kernel call gives all three. B gets no gradient from the task; Kolen-Pollack's B takes W's
-    (``copies``).
+    One backward kernel call gives all three. B gets no gradient from the task, but for ``copies``, the
+    share of W's that `copy` gives it.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool) -> Tensor:
+    def forward(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: float) -> Tensor:
         return geometry.forward(x, W, bias)
 
     @staticmethod
@@ -36,13 +36,14 @@ class UntiedOperation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, B = ctx.saved_tensors
         needs_x, needs_W, needs_B, needs_bias, *_ = ctx.needs_input_grad
-        copies = ctx.copies and needs_B
+        copies = ctx.copies != 0 and needs_B
         dx, dW, db = ctx.geometry.backward(g, x, B, ctx.bias_shape, (needs_x, needs_W or copies, needs_bias))
-        return dx, (dW if needs_W else None), (dW if copies else None), db, None, None
+        dB = (dW if ctx.copies == 1 else dW * ctx.copies) if copies and dW is not None else None
+        return dx, (dW if needs_W else None), dB, db, None, None
 
 
 def untied_operation(
-    x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: bool = False
+    x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: float = 0.0
 ) -> Tensor:
     """Apply a layer forward through W while its errors go back through B.
 
@@ -51,7 +52,7 @@ def untied_operation(
         W, B: forward and backward kernel, the same shape.
         bias: [o] or None.
         geometry: the layer type.
-        copies: whether B's gradient is W's pseudogradient (Kolen-Pollack) instead of none.
+        copies: how much of W's pseudogradient is B's gradient (`copy`): 0 for none.
     """
     return UntiedOperation.apply(geometry.prepare(x), W, B, bias, geometry, copies)  # type: ignore[no-any-return]
 

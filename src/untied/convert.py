@@ -6,15 +6,16 @@ import fnmatch
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
-from .algebra import Rule, Transport
+from .algebra import Rule
 from .errors import UntiedError
-from .layers import LAYERS, Untied, backward_name, magnitude_name, untied_layers
+from .layers import LAYERS, Untied, beside_name, untied_layers
 from .primitives import Combination, Primitive
 from .rules import as_rule
 
@@ -99,9 +100,11 @@ def untie_(
 
     Raises:
         UntiedError: nothing matched; a matching layer cannot be untied (recurrent layers, unregistered
-            subclasses, uninitialised lazy layers); an unknown rule or init.
+            subclasses, uninitialised lazy layers); an unknown rule or init; an option of the rule
+                would change nothing.
     """
     rule = as_rule(rule)
+    rule.check()
     matches, shown = _matcher(filter), f"filter={filter!r}" if filter is not None else "no filter"
     if not (init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init)):
         raise UntiedError(
@@ -142,7 +145,7 @@ def untie_(
         for weight in _own_weights(module):
             W = getattr(module, weight)
             if id(W) not in kernels:  # one weight in two modules has one backward weight in both
-                kernels[id(W)] = (rule, _backward(W, rule, init))
+                kernels[id(W)] = (rule, rule.beside(W, partial(_initial, W, init)))
             elif kernels[id(W)][0] != rule:
                 raise UntiedError(
                     f"{name} shares its weight with a layer under rule {kernels[id(W)][0]}: give both the same rule"
@@ -154,8 +157,8 @@ def untie_(
     return Report(converted, left)
 
 
-Kernels = dict[int, tuple[Rule, Tensor | None]]
-"""By the id of each weight: its rule, and its backward weight, or the magnitude that a transport rule remembers."""
+Kernels = dict[int, tuple[Rule, dict[str, Tensor | None]]]
+"""By the id of each weight: its rule, and what that keeps beside it."""
 
 
 def _kernels_by_id(model: nn.Module) -> Kernels:
@@ -163,19 +166,12 @@ def _kernels_by_id(model: nn.Module) -> Kernels:
     found: Kernels = {}
     for layer in untied_layers(model).values():
         for weight in layer.own_weights():
-            name = magnitude_name(weight) if isinstance(layer.rule, Transport) else backward_name(weight)
-            found[id(getattr(layer, weight))] = (layer.rule, getattr(layer, name, None))
+            found[id(getattr(layer, weight))] = (layer.rule, layer.beside(weight))
     return found
 
 
 def _own_weights(module: nn.Module) -> list[str]:
     return [w for w in LAYERS[type(module)].weights if getattr(module, w, None) is not None]
-
-
-def _backward(W: Tensor, rule: Rule, init: Init) -> Tensor | None:
-    if isinstance(rule, Transport):
-        return rule.magnitude(W)
-    return nn.Parameter(_initial(W, init), requires_grad=rule.aligns or rule.copies_gradient)
 
 
 def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
@@ -185,11 +181,11 @@ def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
     layer: Untied = module  # type: ignore[assignment]
     layer.plain_class, layer.rule = plain, rule
     for weight in weights:
-        backward = kernels[id(getattr(module, weight))][1]
-        if isinstance(backward, nn.Parameter):
-            module.register_parameter(backward_name(weight), backward)
-        elif backward is not None:
-            module.register_buffer(magnitude_name(weight), backward)
+        for key, kept in kernels[id(getattr(module, weight))][1].items():
+            if isinstance(kept, nn.Parameter):
+                module.register_parameter(beside_name(weight, key), kept)
+            elif kept is not None:
+                module.register_buffer(beside_name(weight, key), kept)
 
 
 def _initial(W: Tensor, init: Init) -> Tensor:
@@ -288,11 +284,11 @@ def tie_(model: nn.Module) -> nn.Module:
     for layer in untied_layers(model).values():
         module: nn.Module = layer  # type: ignore[assignment]
         for weight in layer.own_weights():
-            for extra in (backward_name(weight), magnitude_name(weight)):
-                if hasattr(module, extra):
-                    delattr(module, extra)
+            for key, kept in layer.beside(weight).items():
+                if kept is not None:
+                    delattr(module, beside_name(weight, key))
         plain = layer.plain_class
-        for attribute in ("rule", "plain_class", "tape", "was_called"):
+        for attribute in ("rule", "plain_class", "listeners", "was_called", "patches", "visited"):
             module.__dict__.pop(attribute, None)
         module.__class__ = plain
     return model

@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import UntiedError
+
 __all__ = ["DENSE", "Convolution", "Dense", "Geometry", "correlate", "inner", "project", "reconstruct"]
 
 
@@ -89,6 +91,20 @@ class Geometry:
         """
         return self.correlate(z, torch.ones_like(y, dtype=z.dtype))
 
+    def patch(self, K: Tensor) -> tuple[Geometry, tuple[int, ...], int]:
+        """The same map at a single position, without padding, for measuring K with noise.
+
+        Returns:
+            the geometry there; the shape of one input, without the batch; how many inputs reach one output.
+
+        Raises:
+            UntiedError: the layer type does not say.
+        """
+        raise UntiedError(
+            f"{type(self).__name__} has no patch, so its kernel cannot be measured: "
+            "give it a method patch(K), or use another rule for this layer"
+        )
+
     def positions(self, x: Tensor, y: Tensor) -> int:
         """How many times K is applied to one example."""
         return 1 if y.dim() < 2 else math.prod(y.shape[1:-1])
@@ -98,7 +114,7 @@ class Geometry:
         return x.shape[0] if x.dim() > 1 else None
 
     def add_bias(self, y: Tensor, bias: Tensor) -> Tensor:
-        """Y plus the layer's bias."""
+        """y plus the layer's bias."""
         return y + bias
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -138,6 +154,9 @@ class Dense(Geometry):
 
     def per_weight(self, z: Tensor, y: Tensor) -> Tensor:
         return z.reshape(-1, z.shape[-1]).sum(0)
+
+    def patch(self, K: Tensor) -> tuple[Geometry, tuple[int, ...], int]:
+        return self, (K.shape[1],), K.shape[1]
 
     def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, W, bias)
@@ -274,6 +293,13 @@ class Convolution(Geometry):
         ones = z.new_ones(1, self.groups, *y.shape[2:])  # all outputs of a group see the same: one is enough
         seen = self.correlate(z.sum(0, keepdim=True), ones)
         return seen if self.transposed or self.groups == 1 else seen.repeat_interleave(y.shape[1] // self.groups, 0)
+
+    def patch(self, K: Tensor) -> tuple[Geometry, tuple[int, ...], int]:
+        ones, zeros = (1,) * self.dims, (0,) * self.dims
+        bare = Convolution(self.kernel_size, ones, zeros, ones, self.groups, self.transposed, zeros)
+        if self.transposed:
+            return bare, (K.shape[0], *ones), K.shape[0] // self.groups
+        return bare, (K.shape[1] * self.groups, *self.kernel_size), K[0].numel()
 
     def positions(self, x: Tensor, y: Tensor) -> int:
         return math.prod((x if self.transposed else y).shape[-self.dims :])

@@ -7,7 +7,8 @@ references to it stay valid.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .algebra import Rule, Transport
+from .algebra import Rule
 from .autograd import cast_for_autocast, untied_operation
+from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import DENSE, Convolution, Geometry
-from .tape import Tape
 
 __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers"]
 
@@ -29,9 +30,10 @@ def backward_name(weight: str) -> str:
     return weight.removesuffix("weight") + "backward_weight"
 
 
-def magnitude_name(weight: str) -> str:
-    """The name of the buffer that a transport rule keeps beside a weight."""
-    return weight.removesuffix("weight") + "backward_magnitude"
+def beside_name(weight: str, key: str) -> str:
+    """The name of what a rule keeps beside a weight: ``in_proj_weight``, ``backward_weight`` ->
+    ``in_proj_backward_weight``."""
+    return weight.removesuffix("weight") + key
 
 
 class Untied:
@@ -47,9 +49,10 @@ class Untied:
     weights: ClassVar[tuple[str, ...]] = ("weight",)
     rule: Rule
     plain_class: type[nn.Module]
-    tape: Tape | None = None  # set by record() for the time of one forward pass
+    listeners: tuple[Listener, ...] = ()  # set by record(), metrics.measure() and others for the time of a forward pass
     was_called: bool = False
-    listener: Callable[..., None] | None = None  # set by metrics.measure() likewise
+    visited: Mapping[str, tuple[int, int]] = MappingProxyType({})  # which W, in which version, the rule has visited
+    patches: Mapping[str, int] = MappingProxyType({})  # of each weight: how often the task used it in a step
 
     def geometry(self) -> Geometry:
         """How this layer uses its kernel."""
@@ -80,30 +83,34 @@ class Untied:
         if part is not None:
             W, B, b = W[part], B[part], None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
-        y = untied_operation(x_, W_, B_, b_, geometry, self.rule.copies_gradient)
-        if self.listener is not None:
-            self.listener(self, x_, y, W_, B_, geometry)
-        elif self.tape is not None:
-            self.tape.note(self, x_, y, W_, B_, b_, geometry, kernels, part)
-        elif self.rule.aligns and torch.is_grad_enabled() and getattr(self, "training", False):
+        y = untied_operation(x_, W_, B_, b_, geometry, self.rule.copies)
+        if self.listeners:
+            call = Call(self, x_, y, W_, B_, b_, geometry, kernels, part)
+            for listener in self.listeners:
+                listener.note(call)
+        elif self.rule.needs_record and torch.is_grad_enabled() and getattr(self, "training", False):
             self._warn_unrecorded()
         return y
 
     def backward_kernel(self, weight: str, W: Tensor) -> Tensor:
         """B in W's layout: the parameter, or what a transport rule makes of W now."""
-        if isinstance(self.rule, Transport):
-            magnitude = getattr(self, magnitude_name(weight), None)
-            with torch.no_grad():
-                return self.rule.backward_weight(W, magnitude).detach()
-        return getattr(self, backward_name(weight))  # type: ignore[no-any-return]
+        return self.rule.kernel(W, self.beside(weight))
+
+    def beside(self, weight: str) -> dict[str, Any]:
+        """What its rule keeps beside a weight, by the rule's own names."""
+        return {key: getattr(self, beside_name(weight, key), None) for key in self.rule.keeps}
+
+    def geometry_of(self, weight: str) -> Geometry:
+        """How this layer uses one of its kernels, up to sizes that its input decides."""
+        return self.geometry()
 
     def backward_parameters(self) -> list[nn.Parameter]:
         """Its backward weights; none under a transport rule."""
         return [B for w in self.own_weights() if (B := getattr(self, backward_name(w), None)) is not None]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For deepcopy: a copy made inside record() is not itself being recorded."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("tape", "listener")}
+        """For deepcopy: nobody listens to a copy that is made inside record()."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("listeners", "visited")}
 
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""
@@ -154,7 +161,7 @@ class UntiedConv3d(_UntiedConvolution, nn.Conv3d):
     """`nn.Conv3d` with ``backward_weight`` [o, i/groups, k, k, k]."""
 
 
-class _UntiedTransposed(Untied):
+class _UntiedTransposed(_UntiedConvolution):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the plain layer's, ``output_size`` included."""
         layer: Any = self
@@ -196,6 +203,9 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
     """
 
     weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+    def geometry(self) -> Geometry:
+        return DENSE
 
     def forward(  # type: ignore[override]
         self,

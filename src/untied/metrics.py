@@ -5,8 +5,8 @@ Legend, as in geometry.py: g is the error at a layer's output, as the backward w
     weight angle           between W and B
     projection angle       between T_W x and T_B x
     local gradient angle   between T_W* g and T_B* g: what this layer's B does to the error it is given
-    gradient angle         between W's pseudogradient and its gradient under backpropagation, on the same
-    batch norm ratio             ‖B‖ / ‖W‖
+    gradient angle         between W's pseudogradient and its gradient under backpropagation, on the same batch
+    norm ratio             ‖B‖ / ‖W‖
 
 The first three are the reference code's; the gradient angle of the whole network is what training depends on.
 """
@@ -16,20 +16,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from .algebra import Visit
+from .call import Call
 from .errors import UntiedError
-from .geometry import Geometry
 from .layers import Untied, untied_layers
 from .rules import Backpropagation
+from .tape import listening
 
 __all__ = ["AlignmentTable", "LayerAlignment", "angle", "gradient_angle", "measure", "norm_ratios", "weight_angles"]
 
-Call = tuple[Tensor, Geometry, Tensor, Tensor, Tensor]
-"""One call of a layer: x, geometry, W, B, and the error g at its output."""
+Seen = tuple[Call, Tensor]
+"""One call of a layer, and the error g at its output."""
+
+
+@dataclass
+class Errors:
+    """Listens, and keeps each call with the error that comes back to it; by the id of the layer."""
+
+    seen: dict[int, list[Seen]] = field(default_factory=dict)
+
+    def note(self, call: Call) -> None:
+        """A layer was called."""
+        if not call.y.requires_grad:
+            return
+        calls = self.seen.setdefault(id(call.layer), [])
+        kept = replace(call, x=call.x.detach(), y=call.y.detach(), W=call.W.detach(), B=call.B.detach())
+        # A hook sees the error at y itself, also where an in-place activation overwrites y later.
+        call.y.register_hook(lambda g: calls.append((kept, g.detach())))
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -101,10 +119,10 @@ def measure(model: nn.Module, closure: Callable[[], Tensor]) -> AlignmentTable:
         UntiedError: nothing is converted, or the loss does not depend on the model.
     """
     layers = _layers(model)
-    seen: dict[str, list[Call]] = {name: [] for name in layers}
-    pseudo, exact = _both_gradients(model, closure, seen)
+    errors = Errors()
+    pseudo, exact = _both_gradients(model, closure, errors)
     with _same_random_numbers():
-        rows = {name: _row(layer, seen[name], pseudo, exact) for name, layer in layers.items()}
+        rows = {name: _row(layer, errors.seen.get(id(layer), []), pseudo, exact) for name, layer in layers.items()}
     return AlignmentTable(rows, _whole(pseudo, exact))
 
 
@@ -119,27 +137,27 @@ def _whole(pseudo: dict[int, Tensor], exact: dict[int, Tensor]) -> float:
 
 
 def _both_gradients(
-    model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list[Call]] | None
+    model: nn.Module, closure: Callable[[], Tensor], errors: Errors | None
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """(pseudogradients, gradients) of one batch."""
-    pseudo = _gradients(model, closure, seen)
+    pseudo = _gradients(model, closure, errors)
     with _backpropagating(_layers(model)):
         return pseudo, _gradients(model, closure, None)
 
 
 def _row(
     layer: Untied,
-    calls: list[tuple[Tensor, Geometry, Tensor, Tensor, Tensor]],
+    calls: list[Seen],
     pseudo: dict[int, Tensor],
     exact: dict[int, Tensor],
 ) -> LayerAlignment:
     projections: tuple[list[Tensor], list[Tensor]] = ([], [])
     errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad():
-        for x, geometry, W, B, g in calls:
-            for side, K in enumerate((W, B)):
-                projections[side].append(geometry.project(x, K).flatten())
-                errors[side].append(geometry.reconstruct(g, K, like=x).flatten())
+        for call, g in calls:
+            for side, K in enumerate((call.W, call.B)):
+                projections[side].append(call.geometry.project(call.x, K).flatten())
+                errors[side].append(call.geometry.reconstruct(g, K, like=call.x).flatten())
     weights = [id(getattr(layer, w)) for w in layer.own_weights()]
     weights = [w for w in weights if w in pseudo and w in exact]
     W, B = _kernels(layer)
@@ -152,26 +170,17 @@ def _row(
     )
 
 
-def _gradients(
-    model: nn.Module, closure: Callable[[], Tensor], seen: dict[str, list[Call]] | None
-) -> dict[int, Tensor]:
+def _gradients(model: nn.Module, closure: Callable[[], Tensor], errors: Errors | None) -> dict[int, Tensor]:
     """Gradient of the loss in every forward parameter, by id, with nothing of the model changed by the
     pass."""
     layers = _layers(model)
     backward = {id(B) for layer in layers.values() for B in layer.backward_parameters()}
     parameters = {id(p): p for p in model.parameters() if p.requires_grad and id(p) not in backward}
     buffers = {b: b.clone() for b in model.buffers()}
-    names = {id(layer): name for name, layer in layers.items()}
-
-    def listen(layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, geometry: Geometry) -> None:
-        if seen is None or not y.requires_grad:
-            return
-        calls, call = seen[names[id(layer)]], (x.detach(), geometry, W.detach(), B.detach())
-        # A hook sees the error at y itself, also where an in-place activation overwrites y later.
-        y.register_hook(lambda g: calls.append((*call, g.detach())))
 
     try:
-        with _same_random_numbers(), torch.enable_grad(), _listening(layers, listen):
+        listener = Errors() if errors is None else errors
+        with _same_random_numbers(), torch.enable_grad(), listening(layers, listener, alone=True):
             loss = closure()
         if not loss.requires_grad:
             raise UntiedError(
@@ -188,18 +197,6 @@ def _gradients(
 def _same_random_numbers() -> AbstractContextManager[None]:
     """Leave every device's random numbers as they were; a redrawn magnitude (brSF) takes some."""
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-
-
-@contextmanager
-def _listening(layers: dict[str, Untied], listener: Callable[..., None]) -> Iterator[None]:
-    before = {name: layer.listener for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.listener = listener
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.listener = before[name]
 
 
 @contextmanager
@@ -222,6 +219,9 @@ def _layers(model: nn.Module) -> dict[str, Untied]:
         raise UntiedError(
             "nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)"
         )
+    for name, layer in layers.items():
+        for weight in layer.own_weights() if layer.rule.moves_itself else ():
+            layer.rule.settle(Visit(getattr(layer, weight), layer.beside(weight), layer.geometry_of(weight), name))
     return layers
 
 

@@ -216,6 +216,7 @@ class Signals:
         x: [n, ...] the layer's input.
         W, B: the kernels. bias: [o] or None.
         linear_output: [n, ...] T_W x as the layer computed it in its forward pass; None makes it anew.
+        error: [n, ...] the error g at the layer's output, for `copy`; None where no backward pass has given it.
     """
 
     x: Tensor
@@ -225,6 +226,7 @@ class Signals:
     operations: Operations
     bias: Tensor | None = None
     linear_output: Tensor | None = None
+    error: Tensor | None = None
     # What has been computed. (functools.cached_property takes a lock, which torch.compile cannot trace.)
     _x_backward: Tensor | None = field(default=None, init=False)
     _x_correlated: Tensor | None = field(default=None, init=False)

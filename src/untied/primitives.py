@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .errors import UntiedError
 from .geometry import inner
 from .operations import Signals
 from .schedules import Coefficient, add, coefficient_text, multiply
 from .statistics import Statistic
 
 __all__ = [
+    "KNOWN",
     "PRIMITIVES",
     "Coefficient",
     "Combination",
@@ -32,10 +35,13 @@ __all__ = [
     "Multiple",
     "Primitive",
     "amp",
+    "copy",
     "decay",
     "null",
+    "register_primitive",
     "self_",
     "sparse",
+    "unregister_primitive",
 ]
 
 
@@ -122,6 +128,7 @@ class Primitive:
         name: as written in rules. formula, gradient_formula: for people, in this file's legend.
         degree: in B; the penalty is homogeneous, so <B, gradient> = degree * penalty.
         needs_data: whether it sees activity; if not, it is a function of W and B alone.
+        needs_error: whether it sees the error at the layer's output, which only the backward pass knows.
         signal: what B makes of the activity that it uses: "projection" (T_B x), "reconstruction" (T_B* y), or None.
         local_computation: synaptic weights act only on their own inputs (paper, section 3.1, criterion 1).
         local_plasticity: the update depends on pre- and postsynaptic activity only (criterion 2).
@@ -132,6 +139,7 @@ class Primitive:
     gradient_formula: ClassVar[str]
     degree: ClassVar[int]
     needs_data: ClassVar[bool]
+    needs_error: ClassVar[bool] = False
     signal: ClassVar[str | None] = None
     local_computation: ClassVar[bool] = True
     local_plasticity: ClassVar[bool] = True
@@ -251,6 +259,26 @@ class Self(Primitive):
         return Multiple(-1.0, s.W)
 
 
+class Copy(Primitive):
+    """W's own pseudogradient, given to B too, as Kolen and Pollack (1994) do (paper, sections 3.2 and D.3: a primitive
+    of pseudogradients). It costs nothing, since W's pseudogradient is computed anyway.
+
+    The task's loss is a mean over the batch already, so nothing divides it. It is not a term of the loss: the
+    operation's backward pass hands it to B (`untied.autograd`).
+    """
+
+    name, degree, needs_data, needs_error = "copy", 1, False, True
+    formula, gradient_formula = "⟨T_B x, g⟩", "correlate(x, g)"
+
+    def penalty(self, s: Signals) -> Tensor:
+        assert s.error is not None
+        return inner(s.geometry.project(s.x, s.B), s.error)
+
+    def gradient(self, s: Signals) -> Correlation:
+        assert s.error is not None
+        return Correlation(1.0, s.x, s.error)
+
+
 class Leak(Primitive):
     """What decay becomes with the coefficient `untied.statistics.power`: each weight decays with the power of its own
     input. It is the part of `sparse` in which a weight meets itself, and so it is local.
@@ -281,10 +309,50 @@ class EvenLeak(Leak):
         return s.power.mean()
 
 
-decay, amp, null, sparse, self_ = Decay(), Amp(), Null(), Sparse(), Self()
+decay, amp, null, sparse, self_, copy = Decay(), Amp(), Null(), Sparse(), Self(), Copy()
 
-PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (decay, amp, null, sparse, self_)}
-"""In Table 1's order, by name."""
+PRIMITIVES: Mapping[str, Primitive] = MappingProxyType({p.name: p for p in (decay, amp, null, sparse, self_)})
+"""Table 1 of the paper, in its order, by name. It does not change."""
+
+KNOWN: dict[str, Primitive] = {**PRIMITIVES, copy.name: copy}
+"""Every primitive that the text form knows, by name: Table 1, `copy`, and what was registered."""
+
+
+def register_primitive(primitive: Primitive) -> Primitive:
+    """Make one's own primitive known to the text form and to rules by name. Returns it.
+
+    >>> import untied
+    >>> class Sparsity(untied.primitives.Primitive):
+    ...     name, degree, needs_data = "sparsity", 1, False
+    ...     formula, gradient_formula = "‖B‖₁", "sign(B)"
+    ...     def penalty(self, s):
+    ...         return s.B.abs().sum()
+    >>> sparsity = untied.primitives.register_primitive(Sparsity())
+    >>> untied.rules.parse("sa(decay=1) + 0.1*sparsity")
+    align(self=1, decay=1, sparsity=0.1)
+    >>> untied.primitives.unregister_primitive("sparsity")
+
+    Raises:
+        UntiedError: the name is taken by another primitive.
+    """
+    if KNOWN.get(primitive.name, primitive) != primitive:
+        raise UntiedError(
+            f"a primitive {primitive.name!r} is known already: choose another name, or unregister that one"
+        )
+    KNOWN[primitive.name] = primitive
+    return primitive
+
+
+def unregister_primitive(name: str) -> None:
+    """Take back `register_primitive`.
+
+    Raises:
+        UntiedError: nothing was registered under this name.
+    """
+    if name in PRIMITIVES or name == copy.name or name not in KNOWN:
+        raise UntiedError(f"{name!r} was not registered: only registered primitives can be taken back")
+    del KNOWN[name]
+
 
 LEAKS: dict[str, Primitive] = {"power": Leak(), "mean_power": EvenLeak()}
 """What decay is with each statistic for its coefficient."""

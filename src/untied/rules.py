@@ -1,6 +1,6 @@
 """The named rules, each by its short name; Table 2 of the paper; the counted cost.
 
-Feedback alignment has R = 0, so its B stays as it was drawn. Kolen-Pollack's B also takes W's pseudogradient.
+Feedback alignment has R = 0, so its B stays as it was drawn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .algebra import OPTIONS, Alignment, Rule, Transport
 from .errors import UntiedError
+from .mirror import MirroredKolenPollack
 from .primitives import Combination, Leak, Primitive
 from .schedules import Coefficient
 
@@ -23,6 +24,7 @@ __all__ = [
     "FeedbackAlignment",
     "InformationAlignment",
     "KolenPollack",
+    "MirroredKolenPollack",
     "Rule",
     "SignSymmetry",
     "SymmetricAlignment",
@@ -140,27 +142,21 @@ class ActivationAlignment(Alignment):
 
 
 class KolenPollack(Alignment):
-    """B takes W's pseudogradient and both decay (Kolen & Pollack 1994; Akrout et al. 2019; paper, section
-    3.2).
+    """R = copy + decay: B takes W's pseudogradient and both decay (Kolen & Pollack 1994; Akrout et al. 2019; paper,
+    section 3.2).
 
     W − B shrinks by the decay alone, so give W the weight decay ``decay`` in its optimizer, and both the
     same learning rate.
     """
 
-    name, defaults = "kp", {"decay": 1e-3}
-    copies_gradient = True
+    name, defaults = "kp", {"copy": 1.0, "decay": 1e-3}
 
-    def __init__(self, decay: Coefficient = 1e-3, **options: Any) -> None:
-        super().__init__({"decay": decay}, **options)
+    def __init__(self, copy: Coefficient = 1.0, decay: Coefficient = 1e-3, **options: Any) -> None:
+        super().__init__({"copy": copy, "decay": decay}, **options)
         if self.needs_data:
             raise UntiedError(
                 f"kp's decay is W's weight decay too, which is measured nowhere: give a number, not {decay}"
             )
-
-    def __mul__(self, factor: Coefficient) -> Alignment:
-        raise UntiedError("kp cannot be multiplied: it also copies W's pseudogradient; give kp its decay")
-
-    __rmul__ = __mul__
 
 
 NAMED: dict[str, type[Rule]] = {
@@ -171,6 +167,7 @@ NAMED: dict[str, type[Rule]] = {
     "sa": SymmetricAlignment,
     "aa": ActivationAlignment,
     "kp": KolenPollack,
+    "mkp": MirroredKolenPollack,
     "usf": SignSymmetry,
     "frsf": SignSymmetry,
     "brsf": SignSymmetry,
@@ -181,6 +178,8 @@ NAMED: dict[str, type[Rule]] = {
 def options_of(name: str) -> list[str]:
     """What can be written in the brackets after a rule's short name: its coefficients, then `OPTIONS`."""
     kind = NAMED[name]
+    if issubclass(kind, MirroredKolenPollack):
+        return list(kind.OPTIONS)
     return [*kind.defaults, *OPTIONS] if issubclass(kind, Alignment) and kind is not FeedbackAlignment else []
 
 
@@ -244,7 +243,7 @@ def taxonomy() -> list[dict[str, object]]:
         primitives = list(rule.combination) if isinstance(rule, Alignment) else []
         rows.append({
             "name": name, "rule": type(rule).__name__, "local": rule.local, "primitives": [p.name for p in primitives],
-            "kind": "alignment" if isinstance(rule, Alignment) else "transport", "cost": counted_cost(rule),
+            "kind": rule.motion, "cost": counted_cost(rule),
             "formula": " + ".join(p.formula for p in primitives), "about": (type(rule).__doc__ or "").split("\n")[0],
         })  # fmt: skip
     return rows

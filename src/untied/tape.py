@@ -8,7 +8,7 @@ under activation checkpointing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .algebra import Alignment, Number
+from .algebra import Alignment, Number, Visit
 from .autograd import LossTerm
+from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import Geometry
 from .operations import Signals
@@ -81,6 +82,7 @@ class Tape:
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
         self.called: list[Untied] = []
+        self.patches: dict[int, int] = {}
         self.handed_over: Tensor | None = None
         self.values: dict[str, Tensor] = {}
         self.connections: dict[Key, Connection] = {}
@@ -97,24 +99,15 @@ class Tape:
             if align:
                 self.coefficients[id(rule)] = rule.coefficients(progress)
 
-    def note(
-        self,
-        layer: Untied,
-        x: Tensor,
-        y: Tensor,
-        W: Tensor,
-        B: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry,
-        kernels: tuple[Tensor, Tensor],
-        part: slice | None,
-    ) -> None:
-        """Called by a layer: input x and output y of one call (in autocast's dtype, as are W, B and bias).
-
-        ``kernels`` are the parameters themselves, that gradients go to; ``part`` their rows that were used, or None.
-        """
+    def note(self, call: Call) -> None:
+        """What a layer says of one of its calls."""
+        layer, kernels, part = call.layer, call.kernels, call.part
         self.called.append(layer)
         rule = layer.rule
+        if rule.moves_itself:
+            B = id(kernels[1])
+            n = (call.geometry.batch_size(call.x) or 1) * call.geometry.positions(call.x, call.y)
+            self.patches[B] = self.patches.get(B, 0) + n
         if not isinstance(rule, Alignment) or not rule.aligns:
             return
         if self.handed_over is not None:
@@ -130,26 +123,28 @@ class Tape:
         ):  # some rules take gradients of their own here
             raise UntiedError("R cannot be recorded under torch.inference_mode(): use torch.no_grad()")
         with torch.no_grad():
-            s, scale = self.signals(rule, x, y, W, B, bias, geometry)
+            s, scale = self.signals(rule, call)
             if scale == 0:
                 return
             if rule.operations.noise is None:
                 connection.calls.append(rule.data_terms(s, self.coefficients[id(rule)], scale))
             else:
                 shape_only = torch.empty_like(s.x, device="meta")
-                connection.pending.append((shape_only, s.W, s.B, s.bias, geometry, scale))
+                connection.pending.append((shape_only, s.W, s.B, s.bias, call.geometry, scale))
 
-    def signals(
-        self,
-        rule: Alignment,
-        x: Tensor,
-        y: Tensor,
-        W: Tensor,
-        B: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry,
-    ) -> tuple[Signals, float]:
+    def count_patches(self) -> None:
+        """Tell rules that move B themselves how often the task used each kernel in this pass."""
+        for layer in self.layers.values():
+            for weight in layer.own_weights() if layer.rule.moves_itself else ():
+                beside = layer.beside(weight)
+                n = self.patches.get(id(beside["backward_weight"]), 0)
+                if n and layer.patches.get(weight) != n:  # a batch's size changes rarely
+                    layer.patches = {**layer.patches, weight: n}
+                    beside["backward_heard"][3] = n
+
+    def signals(self, rule: Alignment, call: Call) -> tuple[Signals, float]:
         """What the rule sees of this call, and the factor that makes a sum over it a mean over the batch."""
+        x, y, bias, geometry = call.x, call.y, call.bias, call.geometry
         n = geometry.batch_size(x)
         if n is None:
             x, y, n = x.unsqueeze(0), y.unsqueeze(0), 1
@@ -159,7 +154,7 @@ class Tape:
         scale = rule.every / n if n else 0.0
         if rule.positions == "mean":
             scale /= max(geometry.positions(x, y), 1)
-        x, W, B = x.detach(), W.detach(), B.detach()
+        x, W, B = x.detach(), call.W.detach(), call.B.detach()
         if rule.operations.noise is not None:
             return Signals(x, W, B, geometry, rule.operations, bias), scale
         y = y.detach() if bias is None else geometry.add_bias(y.detach(), -bias.detach())
@@ -298,13 +293,43 @@ def record(
         raise UntiedError(
             "nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)"
         )
-    if any(layer.tape is not None for layer in layers.values()):
+    if any(isinstance(listener, Tape) for layer in layers.values() for listener in layer.listeners):
         raise UntiedError("this model is being recorded already: leave the first record() before entering another")
     tape = Tape(layers, progress, step, align)
-    for layer in layers.values():
-        layer.tape = tape
-    try:
+    visit(layers, step, align)
+    with listening(layers, tape):
         yield tape
+    tape.count_patches()
+
+
+def visit(layers: Mapping[str, Untied], step: int | None, align: bool) -> None:
+    """Let rules that move B themselves do so: once for each kernel, and measure only where W has moved since."""
+    seen: set[int] = set()
+    for name, layer in layers.items():
+        if not layer.rule.moves_itself:
+            continue
+        for weight in layer.own_weights():
+            W, beside = getattr(layer, weight), layer.beside(weight)
+            if id(beside["backward_weight"]) in seen:
+                continue
+            seen.add(id(beside["backward_weight"]))
+            version = (id(W), W._version)
+            fresh = layer.visited.get(weight) != version
+            if align:
+                layer.visited = {**layer.visited, weight: version}
+            layer.rule.visit(Visit(W, beside, layer.geometry_of(weight), name, step, align and fresh))
+
+
+@contextmanager
+def listening(layers: Mapping[str, Untied], listener: Listener, alone: bool = False) -> Iterator[None]:
+    """Let somebody hear of every call of these layers, beside whoever listens already, or ``alone``: a pass that only
+    measures is no part of what others record.
+    """
+    before = {name: layer.listeners for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.listeners = (listener,) if alone else (*layer.listeners, listener)
+    try:
+        yield
     finally:
-        for layer in layers.values():
-            layer.tape = None
+        for name, layer in layers.items():
+            layer.listeners = before[name]

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from .algebra import OPTIONS, Alignment, Rule
 from .errors import UntiedError
-from .primitives import PRIMITIVES, Combination
+from .primitives import KNOWN, Combination
 from .rules import NAMED, as_rule, named, options_of
 from .schedules import SCHEDULES, Coefficient, Composed, Schedule, multiply
 from .statistics import STATISTICS, Statistic
@@ -165,7 +165,7 @@ class _Reader:
         return found
 
     def option(self, key: str) -> Any:
-        if key in PRIMITIVES and (self.next.kind != "word" or self.next.text in (*SCHEDULES, *STATISTICS)):
+        if key in KNOWN and (self.next.kind != "word" or self.next.text in (*SCHEDULES, *STATISTICS)):
             return self.coefficient()
         if self.next.kind != "word":
             v = self.number()
@@ -177,14 +177,14 @@ class _Reader:
 
     def atom(self) -> Rule | Combination:
         token = self.next
-        if token.kind != "word" or token.text not in (*NAMED, *PRIMITIVES, "align"):
-            known = f"rules {', '.join(NAMED)}; primitives {', '.join(PRIMITIVES)}; align(...)"
+        if token.kind != "word" or token.text not in (*NAMED, *KNOWN, "align"):
+            known = f"rules {', '.join(NAMED)}; primitives {', '.join(KNOWN)}; align(...)"
             self.fail(token, f"possible are {known}")
         self.at += 1
         name = token.text
         options: dict[str, Any] = {}
         if self.take("("):
-            possible = [*PRIMITIVES, *OPTIONS] if name == "align" else options_of(name) if name in NAMED else []
+            possible = [*KNOWN, *OPTIONS] if name == "align" else options_of(name) if name in NAMED else []
             while not self.take(")"):
                 if options and not self.take(","):
                     self.fail(self.next, "expected , or )")
@@ -196,11 +196,11 @@ class _Reader:
                 if not self.take("="):
                     self.fail(self.next, "expected =")
                 options[key.text] = self.option(key.text)
-        if name in PRIMITIVES:
-            return Combination({PRIMITIVES[name]: 1.0})
+        if name in KNOWN:
+            return Combination({KNOWN[name]: 1.0})
         try:
             if name == "align":
-                coefficients = {k: options.pop(k) for k in list(options) if k in PRIMITIVES}
+                coefficients = {k: options.pop(k) for k in list(options) if k in KNOWN}
                 return Alignment(coefficients, **options)
             return named(name, **options)
         except UntiedError as error:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from untied.algebra import Alignment
+from untied.call import Call
 from untied.geometry import Geometry
-from untied.layers import Untied, untied_layers
+from untied.layers import untied_layers
 from untied.operations import Signals
+from untied.tape import listening
 
 __all__ = ["Probe", "probed", "spread"]
 
@@ -141,28 +143,24 @@ def probed(model: nn.Module, batches: list[Tensor], examples: int) -> list[Probe
     layers = untied_layers(model)
     names = {id(layer): name for name, layer in layers.items()}
 
-    def listen(layer: Untied, x: Tensor, y: Tensor, W: Tensor, B: Tensor, geometry: Geometry) -> None:
-        rule = layer.rule
-        assert isinstance(rule, Alignment)
-        options = {k: v for k, v in rule.options.items() if k not in ("fraction", "every")}
-        name, bias = names[id(layer)], getattr(layer, "bias", None)
-        probe = found.setdefault(
-            (name, W.data_ptr(), W.shape),
-            Probe(name, Alignment(rule.combination, **options), W.detach(), B.detach(), geometry,
-                  None if bias is None else bias.detach(), passes=len(batches)),
-        )  # fmt: skip
-        probe.calls.append((x if geometry.batch_size(x) is not None else x.unsqueeze(0)).detach()[:examples].clone())
+    class Probing:
+        def note(self, call: Call) -> None:
+            rule = call.layer.rule
+            assert isinstance(rule, Alignment)
+            options = {k: v for k, v in rule.options.items() if k not in ("fraction", "every")}
+            name, bias = names[id(call.layer)], getattr(call.layer, "bias", None)
+            probe = found.setdefault(
+                (name, call.W.data_ptr(), call.W.shape),
+                Probe(name, Alignment(rule.combination, **options), call.W.detach(), call.B.detach(), call.geometry,
+                      None if bias is None else bias.detach(), passes=len(batches)),
+            )  # fmt: skip
+            x = call.x if call.geometry.batch_size(call.x) is not None else call.x.unsqueeze(0)
+            probe.calls.append(x.detach()[:examples].clone())
 
     model.train()
-    for layer in layers.values():
-        layer.listener = listen
-    try:
-        with torch.no_grad():
-            for images in batches:
-                model(images)
-    finally:
-        for layer in layers.values():
-            layer.listener = None
+    with listening(layers, Probing()), torch.no_grad():
+        for images in batches:
+            model(images)
     for probe in found.values():
         if probe.rule.operations.noise is not None:  # one pass says it all: of the input only the shape matters
             probe.calls, probe.passes = probe.calls[: math.ceil(len(probe.calls) / probe.passes)], 1

@@ -1,0 +1,261 @@
+"""The mirrored Kolen-Pollack rule: B copies every update of W, and a noise mirror averages its measurements of W.
+
+Legend
+    E    B − W, the error of the backward weight         i  how many inputs reach one output of the layer
+    P₀   2, ‖E‖² / ‖W‖² of a B that is drawn like W       m  noise patches in one evaluation
+    S    noise patches heard so far
+
+The copy leaves E as it is, so nothing lags. One evaluation gives each weight an unbiased estimate of W, of relative
+variance i/m. Estimates of what does not drift are averaged: the optimal gain (a Kalman filter without drift) is
+
+    k = m / (i/P₀ + S + m)            and leaves            ‖E‖² / ‖W‖² = 1 / (1/P₀ + S/i)
+
+A patch is one input of the layer at a single position, so padding, stride and dilation have no part in it.
+docs/local_rule.md explains the rule and names its sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .algebra import Rule, Visit
+from .errors import UntiedError
+from .geometry import Geometry
+from .layers import Untied, untied_layers
+
+__all__ = ["MirroredKolenPollack", "measured", "mirror_", "needed_patches"]
+
+PRIOR = 2.0
+BLOCK = 1 << 22  # numbers of noise that are in memory at a time
+
+
+class MirroredKolenPollack(Rule):
+    """B takes W's realised update, and a noise mirror averages its own measurements of W. Local, and nothing to tune.
+
+    B moves when `untied.record` is entered, outside every optimizer: momentum, clipping, loss scaling and weight
+    decay act on W, and B takes what came of it. So E = B − W does not change with any task step.
+
+    Args:
+        noise: of the mirror: "normal", "uniform", "codes" (orthogonal over the patches of an evaluation, as far as
+            these suffice), or "lattice" (as many codes as it takes to measure W exactly, in one evaluation).
+        every: the mirror is evaluated at every k-th step; `untied.record` then needs ``step``.
+        until: evaluations after which it rests for good and the copy goes on alone; 0 never rests. With one evaluation
+            exact, "lattice" rests after the first.
+        forget: a floor under the gain, from 0 up to 1, to follow a W that moves unseen.
+
+    Raises:
+        UntiedError: an impossible value.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> _ = untied.untie_(model, "mkp(noise=lattice)")
+    >>> with untied.record(model) as tape:
+    ...     loss = model(torch.randn(16, 4)).square().mean()
+    >>> (loss + tape.penalty()).backward()
+    >>> max(untied.metrics.weight_angles(model).values()) < 1e-3
+    True
+    """
+
+    name, motion, local, moves_itself = "mkp", "estimate", True, True
+    keeps = ("backward_weight", "backward_follows", "backward_heard")
+    NOISE: ClassVar[tuple[str, ...]] = ("normal", "uniform", "codes", "lattice")
+    OPTIONS: ClassVar[dict[str, Any]] = {"noise": "normal", "every": 1, "until": 64, "forget": 0.0}
+
+    def __init__(self, noise: str = "normal", every: int = 1, until: int = 64, forget: float = 0.0) -> None:
+        if noise not in self.NOISE:
+            raise UntiedError(f"noise={noise!r} is not possible: choose one of {', '.join(self.NOISE)}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise UntiedError(f"every={every!r} is not possible: give a whole number of steps, 1 or more")
+        if isinstance(until, bool) or not isinstance(until, int) or until < 0:
+            raise UntiedError(f"until={until!r} is not possible: give a number of evaluations, or 0 to go on for ever")
+        if isinstance(forget, bool) or not isinstance(forget, int | float) or not 0 <= forget <= 1:
+            raise UntiedError(f"forget={forget!r} is not possible: give a gain from 0 to 1")
+        self.noise, self.every, self.until, self.forget = noise, every, until, float(forget)
+
+    @property
+    def needs_record(self) -> bool:
+        return True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option that is not at its default."""
+        return {k: v for k, default in self.OPTIONS.items() if (v := getattr(self, k)) != default}
+
+    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
+        stream = torch.randint(1 << 31, (1,))
+        return {
+            "backward_weight": nn.Parameter(B(), requires_grad=False),
+            "backward_follows": W.detach().clone(),  # W as B saw it last
+            # the noise's stream; patches heard; evaluations; patches of the task in a step
+            "backward_heard": torch.cat([stream, torch.zeros(3, dtype=stream.dtype)]).to(W.device),
+        }
+
+    def settle(self, visit: Visit) -> None:
+        """B takes what W has been moved by since."""
+        with torch.no_grad():
+            B, follows, W = visit.beside["backward_weight"], visit.beside["backward_follows"], visit.W.detach()
+            B.data.add_(W - follows)  # .data: a graph that was recorded before keeps its own right to B
+            follows.copy_(W)
+
+    def visit(self, visit: Visit) -> None:
+        self.settle(visit)
+        if visit.align and self.is_due(visit):
+            self.evaluate(visit)
+
+    def is_due(self, visit: Visit) -> bool:
+        """Whether the mirror is evaluated now."""
+        if self.every > 1:
+            if visit.step is None:
+                raise UntiedError(
+                    f"layer {visit.name}: rule {self} is evaluated every {self.every} steps, and no step was given: "
+                    "use untied.record(model, step=i)"
+                )
+            if visit.step % self.every:
+                return False
+        most = 1 if self.noise == "lattice" and not self.forget else self.until
+        return most == 0 or heard(visit.beside)[2] < most
+
+    def evaluate(self, visit: Visit) -> None:
+        """One measurement of W, averaged into B, from as many noise patches as the task took in a step: examples times
+        positions. Before the first step it is as many as inputs reach one output; "lattice" takes what it needs.
+        """
+        B, W = visit.beside["backward_weight"], visit.W.detach()
+        stream, total, evaluations, patches = heard(visit.beside)
+        fan_in = visit.geometry.patch(W)[2]
+        m = needed_patches(fan_in) if self.noise == "lattice" else patches or fan_in
+        with torch.no_grad(), seeded(stream, evaluations, W.device):
+            estimate = measured(W, visit.geometry, m, self.noise)
+            exact = self.noise in ("codes", "lattice") and m == needed_patches(fan_in)
+            gain = 1.0 if exact else max(m / (fan_in / PRIOR + total + m), self.forget)
+            B.data.lerp_(estimate.to(B.dtype), gain)
+            visit.beside["backward_heard"][1:3].add_(torch.tensor([m, 1], device=B.device))
+
+    def predicted_angle(self, beside: Mapping[str, Any], fan_in: int) -> float:
+        """The weight angle that the average should have by now, in degrees: ‖E‖² / ‖W‖² = 1 / (1/P₀ + S/i)."""
+        return math.degrees(math.atan(math.sqrt(1 / (1 / PRIOR + heard(beside)[1] / fan_in))))
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.options.items())
+        return f"{self.name}({words})" if words else self.name
+
+
+def mirror_(model: nn.Module, batches: int = 16) -> dict[str, float]:
+    """Calibrate every backward weight by noise, in place, before training or between its parts. It needs no data and
+    does not run the network: each layer is measured by itself.
+
+    Every evaluation takes as many noise patches as inputs reach one output, so that B's error falls to about
+    ‖E‖/‖W‖ = 1/√batches. Under `mkp` the measurements count among its own; other rules move on from here.
+
+    Args:
+        model: a converted model. batches: evaluations for each kernel, 1 or more.
+
+    Returns:
+        The weight angle of each layer afterwards, in degrees.
+
+    Raises:
+        UntiedError: nothing is converted; no layer has a B to calibrate (transport rules); ``batches`` is below 1.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(6, 5)
+    >>> _ = untied.untie_(model, "fa")
+    >>> untied.mirror_(model, batches=400)[""] < 10
+    True
+    """
+    from .metrics import weight_angles
+
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise UntiedError(f"batches={batches!r} is not possible: give a whole number of evaluations, 1 or more")
+    found = 0
+    for visit, rule in visits(untied_layers(model)):
+        found += 1
+        by = rule if isinstance(rule, MirroredKolenPollack) else MirroredKolenPollack()
+        by.settle(visit)
+        for _ in range(batches):
+            by.evaluate(visit)
+    if not found:
+        raise UntiedError(
+            "no layer of this model has a backward weight to calibrate: call untied.untie_(model, rule) first, with a "
+            "rule that keeps one, such as fa or mkp"
+        )
+    return weight_angles(model)
+
+
+def visits(layers: Mapping[str, Untied]) -> Iterator[tuple[Visit, Rule]]:
+    """Each backward kernel once, with its rule; for a rule that does not measure, with a fresh state beside it."""
+    seen: set[int] = set()
+    for name, layer in layers.items():
+        for weight in layer.own_weights():
+            W, beside = getattr(layer, weight), layer.beside(weight)
+            B = beside.get("backward_weight")
+            if B is None or id(B) in seen:
+                continue
+            seen.add(id(B))
+            if not layer.rule.moves_itself:
+                beside = {**MirroredKolenPollack().beside(W, W.detach), "backward_weight": B}
+            yield Visit(W, beside, layer.geometry_of(weight), name), layer.rule
+
+
+def measured(W: Tensor, geometry: Geometry, patches: int, noise: str) -> Tensor:
+    """An unbiased estimate of W, in its layout, from the layer's own response to noise: correlate(ξ, T_W ξ) / patches.
+
+    Its relative variance is i/patches, more exactly (i + 1)/patches for normal noise, (i − 0.2)/patches for uniform.
+    Codes of ±1 have (i − 1)/patches at most, and none where their number is `needed_patches`.
+
+    Args:
+        W: [o, i/groups, ...], as the geometry's legend says. patches: of noise, one input at one position each.
+        noise: "normal", "uniform", "codes" or "lattice".
+    """
+    bare, shape, fan_in = geometry.patch(W)
+    width = math.prod(shape)
+    coded = noise in ("codes", "lattice")
+    order = torch.randperm(needed_patches(max(fan_in, patches)), device=W.device) if coded else None
+    size, total = max(1, BLOCK // max(width, 1)), torch.zeros_like(W)
+    for start in range(0, patches, size):
+        n = min(size, patches - start)
+        if order is not None:  # groups share no output, so they may have the same codes
+            x = codes(order[start : start + n], fan_in, W).repeat(1, width // fan_in)
+        elif noise == "normal":
+            x = torch.randn(n, width, dtype=W.dtype, device=W.device)
+        else:
+            x = (torch.rand(n, width, dtype=W.dtype, device=W.device) - 0.5) * math.sqrt(12.0)
+        x = x.view(n, *shape)
+        total += bare.correlate(x, bare.project(x, W))
+    return total / patches
+
+
+def codes(rows: Tensor, count: int, like: Tensor) -> Tensor:
+    """Rows of the Hadamard matrix, its first ``count`` columns: [n, count], 1 and −1."""
+    parity = rows[:, None] & torch.arange(count, device=rows.device)
+    for shift in (16, 8, 4, 2, 1):
+        parity = parity ^ (parity >> shift)
+    return (1 - 2 * (parity & 1)).to(like.dtype)
+
+
+def needed_patches(fan_in: int) -> int:
+    """How many patches measure W exactly with codes: the power of two from the number of inputs of an output on."""
+    return 1 << max(fan_in - 1, 0).bit_length()
+
+
+def heard(beside: Mapping[str, Any]) -> list[int]:
+    """The mirror's state as numbers: stream, patches heard, evaluations, patches of the task in a step."""
+    return beside["backward_heard"].tolist()  # type: ignore[no-any-return]
+
+
+class seeded:
+    """Random numbers from (stream, count) alone, the same in every process; all others stay as they were."""
+
+    def __init__(self, stream: int, count: int, device: torch.device) -> None:
+        self.seed = (stream << 24) + count
+        self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
