@@ -18,7 +18,7 @@ from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
 from untied.lab.config import ELSEWHERE, OptimizerConfig
 from untied.operations import noise_like
-from untied.primitives import decay
+from untied.primitives import copy, decay
 from untied.schedules import value
 
 __all__ = ["Group", "Optimizers", "factor", "time_constant"]
@@ -131,8 +131,9 @@ def factor(config: OptimizerConfig, progress: float) -> float:
 class Optimizers(torch.optim.Optimizer):
     """Both optimizers of a converted model as one, so that loss scaling finds an overflow for both at once.
 
-    Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway. Kolen-Pollack's B moves with W:
-    they become equal because both take the same steps, so its decay is W's weight decay too, and one norm clips both.
+    Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway. A B that copies W's
+    pseudogradient moves with W: they become equal because both take the same steps, so one norm clips both. Where it
+    copies and decays alone (Kolen-Pollack), its decay is W's weight decay too.
 
     Args:
         model: converted.
@@ -155,8 +156,7 @@ class Optimizers(torch.optim.Optimizer):
         W, B = untied.parameter_groups(model)
         W = [w for w in W if w.requires_grad]
         B = [b for b in B if b.requires_grad]
-        if rule.copies_gradient:
-            assert isinstance(rule, Alignment)
+        if isinstance(rule, Alignment) and set(rule.combination) <= {copy, decay} and rule.copies_gradient:
             forward = dataclasses.replace(forward, weight_decay=value(rule.combination.get(decay, 0.0), 0.0))
         parts: list[dict[str, Any]] = [
             {"params": [w for w in W if w.dim() > 1]},
