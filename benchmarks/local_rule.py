@@ -1,7 +1,7 @@
 """The mirrored Kolen-Pollack rule against backpropagation, paired by seed: same weights, same order of images.
 
-    python benchmarks/local_rule.py train --networks digits      every network of that list; --networks digits/resnet34-w8 one
-    python benchmarks/local_rule.py page                          results/local-rule/README.md from runs/local-rule-*
+    python benchmarks/local_rule.py train --networks digits     all whose name begins so
+    python benchmarks/local_rule.py page                         results/local-rule/README.md from runs/local-rule-*
 
 Nothing is tuned for `mkp`. Forward settings are those of `untied compare`, which were chosen for backpropagation; the
 other rules have compare's presets. The interval is Student's, of the mean paired difference, at 95 %.
@@ -76,19 +76,15 @@ def page() -> None:
             + f"{made['machine']['cores']} cores, torch {made['packages']['torch']}: "
             + f"`python benchmarks/local_rule.py train --networks {name}`\n"
         )
-        text.append(
-            "| rule | test accuracy, % | minus bp, paired, points (95 %) | weight angle, ° | gradient angle, ° |"
-        )
+        text.append("| rule | test accuracy, % | minus bp, paired (95 %) | weight angle, ° | gradient angle, ° |")
         text.append("|:--|--:|--:|--:|--:|")
         for row in rows:
             accuracy = [100 * a for a in row["accuracies"]]
             mean, half = paired(accuracy, [100 * a for a in rows[0]["accuracies"]])
             difference = "" if row["rule"] == "bp" else f"{mean:+.2f} ± {half:.2f}"
             angles = [f"{row[k]:.1f}" if row[k] is not None else "–" for k in ("weight_angle", "gradient_angle")]
-            text.append(
-                f"| `{row['rule']}` | {statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f} | {difference} | "
-                f"{' | '.join(angles)} |"
-            )
+            cell = f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f}"
+            text.append(f"| `{row['rule']}` | {cell} | {difference} | {' | '.join(angles)} |")
         text.append("")
     notes = OUT / "notes.md"
     text += [notes.read_text()] if notes.is_file() else []
