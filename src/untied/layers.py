@@ -25,13 +25,16 @@ __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers
 
 
 def backward_name(weight: str) -> str:
-    """The name of the backward weight that belongs to a weight: ``weight`` -> ``backward_weight``."""
-    return weight.removesuffix("weight") + "backward_weight"
+    """The name of the backward weight that belongs to a weight: ``weight`` -> ``backward_weight``, ``weight_hh_l0`` ->
+    ``backward_weight_hh_l0``."""
+    return weight.removesuffix("weight") + "backward_weight" if weight.endswith("weight") else f"backward_{weight}"
 
 
 def magnitude_name(weight: str) -> str:
     """The name of the buffer that a transport rule keeps beside a weight."""
-    return weight.removesuffix("weight") + "backward_magnitude"
+    if weight.endswith("weight"):
+        return weight.removesuffix("weight") + "backward_magnitude"
+    return f"backward_magnitude_{weight.removeprefix('weight_')}"
 
 
 class Untied:
@@ -107,7 +110,12 @@ class Untied:
 
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""
-        return [w for w in self.weights if getattr(self, w, None) is not None]
+        return self.kernel_names(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def kernel_names(cls, module: nn.Module) -> list[str]:
+        """The names of the kernels that a layer of this type has, be it untied yet or plain."""
+        return [w for w in cls.weights if getattr(module, w, None) is not None]
 
     @property
     def weight_device(self) -> torch.device:
