@@ -5,7 +5,7 @@ errors back; a learning rule moves B (Kunin, Nayebi et al., "Two Routes to Scala
 Weight Symmetry", ICML 2020).
 """
 
-from . import dynamics, geometry, metrics, operations, primitives, rules, schedules, statistics
+from . import dynamics, geometry, metrics, operations, primitives, recurrent, rules, schedules, statistics
 from .call import Call
 from .convert import Report, parameter_groups, tie_, untie_
 from .errors import UntiedError
@@ -31,6 +31,7 @@ __all__ = [
     "parameter_groups",
     "primitives",
     "record",
+    "recurrent",
     "register_layer",
     "rules",
     "schedules",

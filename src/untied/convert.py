@@ -26,8 +26,6 @@ Init = str | torch.Generator | Callable[[Tensor], Tensor]
 
 # Linear maps whose errors go back through weights that a class exchange cannot reach.
 _UNREACHABLE = {
-    nn.RNNBase: "its fused kernel sends errors back through the forward weights",
-    nn.RNNCellBase: "its cell kernel sends errors back through the forward weights",
     nn.Bilinear: "it is not linear in one input, so B would need two layouts",
 }
 _KNOWN_HARMLESS = {
@@ -85,7 +83,7 @@ def untie_(
     left as they are.
 
     Args:
-        model: any model of linear, convolution, transposed convolution and multi-head attention layers, and
+        model: any model of linear, convolution, recurrent and multi-head attention layers, and
             registered types.
         rule: for these layers: a rule, a combination of primitives, or a text such as ``"sa"`` or ``"amp +
             0.5*decay + null"``.
@@ -99,9 +97,9 @@ def untie_(
         What was converted, and what was left alone and why.
 
     Raises:
-        UntiedError: nothing matched; a matching layer cannot be untied (recurrent layers, unregistered
+        UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered
             subclasses, uninitialised lazy layers); an unknown rule or init; an option of the rule
-                would change nothing.
+            would change nothing.
     """
     rule = as_rule(rule)
     rule.check()
@@ -171,7 +169,8 @@ def _kernels_by_id(model: nn.Module) -> Kernels:
 
 
 def _own_weights(module: nn.Module) -> list[str]:
-    return [w for w in LAYERS[type(module)].weights if getattr(module, w, None) is not None]
+    names: list[str] = LAYERS[type(module)].kernel_names(module)
+    return names
 
 
 def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:

@@ -26,14 +26,19 @@ __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers
 
 
 def backward_name(weight: str) -> str:
-    """The name of the backward weight that belongs to a weight: ``weight`` -> ``backward_weight``."""
-    return weight.removesuffix("weight") + "backward_weight"
+    """The name of the backward weight that belongs to a weight: ``weight`` -> ``backward_weight``, ``weight_hh_l0`` ->
+    ``backward_weight_hh_l0``."""
+    return beside_name(weight, "backward_weight")
 
 
 def beside_name(weight: str, key: str) -> str:
     """The name of what a rule keeps beside a weight: ``in_proj_weight``, ``backward_weight`` ->
-    ``in_proj_backward_weight``."""
-    return weight.removesuffix("weight") + key
+    ``in_proj_backward_weight``; ``weight_hh_l0`` -> ``backward_weight_hh_l0``."""
+    if weight.endswith("weight"):
+        return weight.removesuffix("weight") + key
+    if weight.startswith("weight_"):
+        return f"{key}_{weight.removeprefix('weight_')}"
+    return f"backward_{weight}" if key == "backward_weight" else f"{key}_{weight}"
 
 
 class Untied:
@@ -114,7 +119,12 @@ class Untied:
 
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""
-        return [w for w in self.weights if getattr(self, w, None) is not None]
+        return self.kernel_names(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def kernel_names(cls, module: nn.Module) -> list[str]:
+        """The names of the kernels that a layer of this type has, be it untied yet or plain."""
+        return [w for w in cls.weights if getattr(module, w, None) is not None]
 
     @property
     def weight_device(self) -> torch.device:

@@ -250,7 +250,7 @@ def _counted(step: Step, clock: Clock) -> dict[str, int]:
     with Held(step.tensors()) as held:
         step.run(clock)
     peak = held.peak
-    backward = sum(_bytes(p) for n, p in step.model.named_parameters() if n.endswith("backward_weight"))
+    backward = sum(_bytes(p) for n, p in step.model.named_parameters() if "backward_weight" in n.rpartition(".")[2])
     return {"flops": flops // step.period, "peak": peak, "backward_weights": backward}
 
 
