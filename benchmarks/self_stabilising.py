@@ -7,13 +7,14 @@ the folders hold; an interrupted comparison counts with what it has finished.
     python benchmarks/self_stabilising.py page runs/self-stabilising/*
     python benchmarks/self_stabilising.py train --first-seed 3 --seeds 5 --runs runs/fresh --rules bp ...
     python benchmarks/self_stabilising.py fresh runs/fresh/*       the second table: seeds that chose nothing
-    python benchmarks/self_stabilising.py depth
+    python benchmarks/self_stabilising.py depth                    depth.csv and its table: some ten minutes on one core
     python benchmarks/self_stabilising.py validation FOLDER ...    comparisons with --evaluate-on validation
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import untied
 from untied.lab.config import CompareConfig
@@ -38,6 +40,7 @@ RULES = {
     "bp": "backpropagation",
     "sa @ SGD(lr=0.5, momentum=0)": "SA",
     "aa @ Adam(lr=0.04)": "AA",
+    "aa(positions=mean, noise=normal) @ SGD(lr=0.1, momentum=0)": "AA, noise input",
     "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.02)": "IA, noise input",
     "ia(null=1, decay=0.1, positions=mean, normalised=true) @ SGD(lr=0.03, momentum=0)": "IA, normalised",
     "wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr=0.1, momentum=0)": "WM, balanced, noise input, τ = 10",
@@ -99,10 +102,7 @@ def page(folders: list[Path]) -> None:
         f"greatest over the networks. Commits {', '.join(commits)}, "
         f"{made['machine']['cpu']}, {made['machine']['cores']} cores, torch {made['packages']['torch']}."
     )
-    readme = OUT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- table -->")
-    readme.write_text(before + "<!-- table -->\n\n" + "\n".join(lines) + "\n\n<!-- /table -->"
-                      + rest.partition("<!-- /table -->")[2])  # fmt: skip
+    between("table", lines)
     (OUT / "results.csv").write_text("\n".join(table) + "\n")
     (OUT / "environment.json").write_text(json.dumps(made, indent=2) + "\n")
 
@@ -121,10 +121,7 @@ def fresh(folders: list[Path]) -> None:
     lines = [f"| rule | {' | '.join(models)} |", "|:--|" + "--:|" * len(models)]
     lines += [f"| {r} | {' | '.join(cells[r, m] for m in models)} |" for r in dict.fromkeys(r for r, _ in cells)]
     lines += ["", f"Test accuracy (%), as above. Commits {', '.join(commits)}, the same machine."]
-    readme = OUT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- fresh -->")
-    readme.write_text(before + "<!-- fresh -->\n\n" + "\n".join(lines) + "\n\n<!-- /fresh -->"
-                      + rest.partition("<!-- /fresh -->")[2])  # fmt: skip
+    between("fresh", lines)
     (OUT / "fresh.csv").write_text("\n".join(table) + "\n")
 
 
@@ -140,35 +137,94 @@ def validation(folders: list[Path]) -> None:
     (OUT / "validation.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
 
 
-def depth(models: list[str], lrs: list[float]) -> None:
+def depth(models: list[str], lrs: list[float], seeds: int, batches: int) -> None:
     """depth.csv: the gradient angle that the estimate's noise alone makes, with W as initialised and B at its rest.
 
-    B starts at W and aligns for three time constants under balanced weight mirror with noise input, without the task.
+    B starts at W and aligns for three time constants under balanced weight mirror with noise input, without the task. A
+    block's last scale is 0 as initialised, so that nearly no kernel carries a gradient: the angle is measured with that
+    scale at 0 and at 1, beside the number of kernels with a gradient other than zero. The two share W and B.
     """
-    lines = ["model,lr,tau_steps,weight_angle_mean,gradient_angle"]
-    for model_name in models:
-        for lr in lrs:
-            config = CompareConfig(model=model_name)
-            data = dataset(config.data, 0, "cpu")
-            run = replace(
-                config.run(f"wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr={lr}, momentum=0)", 0),
-                init="copy",
+    lines = [
+        "model,lr,tau_steps,seed,weight_angle_mean,last_scale,kernels,with_gradient,gradient_angle_mean,"
+        "gradient_angle_least,gradient_angle_greatest,batches"
+    ]
+    for lr, model_name, seed in itertools.product(lrs, models, range(seeds)):
+        config = CompareConfig(model=model_name)
+        data = dataset(config.data, seed, "cpu")
+        rule = f"wm(decay=balanced, noise=normal, positions=mean) @ SGD(lr={lr}, momentum=0)"
+        model = network(replace(config.run(rule, seed), init="copy"), data).train()
+        optimizer = torch.optim.SGD(untied.parameter_groups(model)[1], lr=lr)
+        stream = itertools.chain.from_iterable(data.train.epoch(i) for i in itertools.count())
+        for images, _ in itertools.islice(stream, math.ceil(3 / lr)):
+            with untied.record(model) as tape, torch.no_grad():
+                model(images)
+            optimizer.zero_grad()
+            tape.penalty().backward()
+            optimizer.step()
+        own = statistics.fmean(untied.metrics.weight_angles(model).values())
+        seen = list(itertools.islice(stream, batches))
+        last = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
+        for scale in (0.0, 1.0):
+            for weight in last:
+                nn.init.constant_(weight, scale)
+            angles = [angle_of(model, *batch) for batch in seen]
+            kernels, moved = with_gradient(model, *seen[0])
+            lines.append(
+                f"{model_name},{lr:g},{1 / lr:g},{seed},{own:.2f},{scale:g},{kernels},{moved},"
+                f"{statistics.fmean(angles):.2f},{min(angles):.2f},{max(angles):.2f},{batches}"
             )
-            model = network(run, data).train()
-            optimizer = torch.optim.SGD(untied.parameter_groups(model)[1], lr=lr)
-            batches = itertools.chain.from_iterable(data.train.epoch(i) for i in itertools.count())
-            for images, _ in itertools.islice(batches, math.ceil(3 / lr)):
-                with untied.record(model) as tape, torch.no_grad():
-                    model(images)
-                optimizer.zero_grad()
-                tape.penalty().backward()
-                optimizer.step()
-            images, labels = next(batches)
-            angle = untied.metrics.gradient_angle(model, lambda: F.cross_entropy(model(images), labels))  # noqa: B023
-            own = statistics.fmean(untied.metrics.weight_angles(model).values())
-            lines.append(f"{model_name},{lr:g},{1 / lr:g},{own:.2f},{angle:.2f}")
             print(lines[-1], flush=True)
-    (OUT / "depth.csv").write_text("\n".join(lines) + "\n")
+        (OUT / "depth.csv").write_text("\n".join(lines) + "\n")
+    depth_table()
+
+
+def angle_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The gradient angle of the whole network on one batch."""
+    return untied.metrics.gradient_angle(model, lambda: F.cross_entropy(model(images), labels))
+
+
+def with_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[int, int]:
+    """(kernels, those among them whose pseudogradient on one batch is not zero)."""
+    weights = [module.weight for module in untied.layers.untied_layers(model).values()]
+    with untied.record(model, align=False):
+        loss = F.cross_entropy(model(images), labels)
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return len(weights), sum(g is not None and bool(g.any()) for g in found)
+
+
+def depth_table() -> None:
+    """The table of depth.csv in README.md: spans over seeds of the mean over batches."""
+    with (OUT / "depth.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [f"| last scale | τ (steps) | {' | '.join(models)} | weight angle |"]
+    lines.append("|--:|--:|" + "--:|" * (len(models) + 1))
+    for scale, tau in itertools.product(("1", "0"), dict.fromkeys(row["tau_steps"] for row in rows)):
+        here = [row for row in rows if (row["last_scale"], row["tau_steps"]) == (scale, tau)]
+        cells = []
+        for model in models:
+            own = [row for row in here if row["model"] == model]
+            cells.append(
+                f"{span([float(row['gradient_angle_mean']) for row in own])}° "
+                f"({span([float(row['with_gradient']) for row in own], single=True)} of {own[0]['kernels']})"
+            )
+        weights = span([float(row["weight_angle_mean"]) for row in here])
+        lines.append(f"| {scale} | {tau} | {' | '.join(cells)} | {weights}° |")
+    seeds, batches = len({row["seed"] for row in rows}), rows[0]["batches"]
+    lines += [
+        "",
+        f"Gradient angle, the mean over {batches} batches, least to greatest over {seeds} seeds. In brackets stand the "
+        "kernels whose gradient is not zero.",
+    ]
+    between("depth", lines)
+
+
+def between(mark: str, lines: list[str]) -> None:
+    """Put the lines into README.md between the mark's comments."""
+    readme = OUT / "README.md"
+    before, _, rest = readme.read_text().partition(f"<!-- {mark} -->")
+    after = rest.partition(f"<!-- /{mark} -->")[2]
+    readme.write_text(f"{before}<!-- {mark} -->\n\n" + "\n".join(lines) + f"\n\n<!-- /{mark} -->{after}")
 
 
 def cell(values: list[float]) -> str:
@@ -180,8 +236,10 @@ def cell(values: list[float]) -> str:
     return f"{mean}{spread} ({len(values)})"
 
 
-def span(values: list[float]) -> str:
-    """Least to greatest."""
+def span(values: list[float], single: bool = False) -> str:
+    """Least to greatest; one number where ``single`` and they are the same."""
+    if single and len(set(values)) == 1:
+        return f"{values[0]:.0f}"
     return f"{min(values):.0f}–{max(values):.0f}" if values else "–"
 
 
@@ -198,11 +256,13 @@ if __name__ == "__main__":
         commands.add_parser(name).add_argument("folders", nargs="+", type=Path)
     probing = commands.add_parser("depth")
     probing.add_argument("--models", nargs="+", default=["resnet18-w8", "resnet34-w8", "resnet50-w8"])
-    probing.add_argument("--lrs", nargs="+", type=float, default=[0.4, 0.1])
+    probing.add_argument("--lrs", nargs="+", type=float, default=[0.4, 0.1, 0.025])
+    probing.add_argument("--seeds", type=int, default=3)
+    probing.add_argument("--batches", type=int, default=3)
     given = parser.parse_args()
     if given.command == "train":
         train(given.models, given.seeds, given.first_seed, given.runs, given.rules)
     elif given.command == "depth":
-        depth(given.models, given.lrs)
+        depth(given.models, given.lrs, given.seeds, given.batches)
     else:
         {"page": page, "fresh": fresh, "validation": validation}[given.command](given.folders)

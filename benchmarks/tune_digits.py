@@ -26,7 +26,14 @@ SETTINGS = {
         f"ia(null={null}, {options}) @ Adam(lr={lr})"
         for options, null, lr in itertools.product((NOISE, "positions=mean, decay=0.01"), (0.1, 0.3, 1), (0.01, 0.02))
     ],
-    "wm": [f"wm({options}) @ Adam(lr={lr})" for options in ("positions=mean", NOISE) for lr in (0.003, 0.01, 0.02)],
+    "wm": [
+        "wm(positions=mean)",
+        *(f"wm({options}) @ Adam(lr={lr})" for options in ("positions=mean", NOISE) for lr in (0.003, 0.01, 0.02)),
+        *(
+            f"wm(decay=balanced, {options}) @ SGD(lr={lr}, momentum=0)"
+            for options, lr in itertools.product(("positions=mean", NOISE), (0.01, 0.1))
+        ),
+    ],
 }
 
 

@@ -59,6 +59,24 @@ def test_project_and_bias_are_the_plain_layer(case: LayerCase) -> None:
 
 
 @by_layer
+def test_the_positions_that_are_read_are_those_with_a_derivative(case: LayerCase) -> None:
+    layer, x = build_untied(case)
+    own = geometry_of(layer, x, **case.call)
+    g = own.prepared()
+    x = (x if g is own else own.prepare(x)).detach().requires_grad_()
+    y = g.project(x, torch.ones_like(layer.weight))
+    assert y.shape == own.project(build_untied(case)[1], layer.weight).shape  # behind the padding it is the same layer
+    if not isinstance(g, Convolution):
+        assert g is own and g.read(x) is None
+        return
+    reached = torch.autograd.grad(y.sum(), x)[0].reshape(-1, *x.shape[-g.dims :])[0] > 0
+    read = g.read(x)
+    expected = torch.zeros_like(reached)
+    expected[torch.meshgrid([torch.tensor(at) for at in read], indexing="ij") if read else ...] = True
+    assert torch.equal(reached, expected) and (read is None) == bool(reached.all())
+
+
+@by_layer
 def test_backward_gives_what_is_needed_and_nothing_else(case: LayerCase) -> None:
     layer, x = build_untied(case)
     g = geometry_of(layer, x, **case.call)

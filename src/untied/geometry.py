@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -121,6 +121,14 @@ class Geometry:
         """The part of T that has no kernel, such as padding. It stays outside the untied operation, for
         autograd."""
         return x
+
+    def prepared(self) -> Geometry:
+        """The layer behind `prepare`: noise input enters there, so that a copied border does not correlate it."""
+        return self
+
+    def read(self, x: Tensor) -> tuple[list[int], ...] | None:
+        """The positions of x that some output reads, by dimension, where there are others; None where all are read."""
+        return None
 
     def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for a prepared input."""
@@ -237,6 +245,26 @@ class Convolution(Geometry):
         if not any(self.explicit_padding):
             return x
         return F.pad(x, self.explicit_padding, mode=self.padding_mode).to(x.dtype)  # autocast pads in float32
+
+    def prepared(self) -> Geometry:
+        # Zeros are no copies: padding with them stays, whoever does it.
+        return self if self.padding_mode == "constant" else replace(self, explicit_padding=(), padding_mode="constant")
+
+    def read(self, x: Tensor) -> tuple[list[int], ...] | None:
+        pads = self.explicit_padding or (0,) * (2 * self.dims)
+        rest = self.output_padding or (0,) * self.dims
+        found = []
+        for i, size in enumerate(x.shape[-self.dims :]):
+            stride, span = self.stride[i], self.dilation[i] * (self.kernel_size[i] - 1)
+            taps = range(0, span + 1, self.dilation[i])
+            first, last = self.padding[i] + pads[-2 * i - 2], self.padding[i] + pads[-2 * i - 1]
+            if self.transposed:
+                outputs = (size - 1) * stride - 2 * first + span + rest[i] + 1
+                found.append([at for at in range(size) if any(0 <= at * stride - first + t < outputs for t in taps)])
+            else:
+                starts = range(0, size + first + last - span, stride)
+                found.append([at for at in range(size) if any(at + first - t in starts for t in taps)])
+        return None if all(len(f) == n for f, n in zip(found, x.shape[-self.dims :], strict=True)) else tuple(found)
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         if x.dim() == self.dims + 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,17 @@ def codes_like(x: Tensor, features: int, std: float) -> Tensor:
     return noise.copy_(codes.view(shape).movedim(-1, features))
 
 
+def _codes_where_read(x: Tensor, geometry: Geometry, std: float) -> Tensor:
+    """Codes that are orthogonal over the positions which the layer reads: a stride can leave some out."""
+    codes, read = codes_like(x, geometry.features, std), geometry.read(x)
+    if read is None:
+        return codes
+    places = torch.meshgrid([torch.tensor(at, device=x.device) for at in read], indexing="ij")
+    here: tuple[Any, ...] = (..., *places)
+    codes[here] = codes_like(codes[here], -1 - len(read), std)
+    return codes
+
+
 def _hadamard(bits: int, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """The columns of the Hadamard matrix of size 2 to the bits: [2**bits, columns], 1 and -1."""
     parity = torch.arange(1 << bits, device=columns.device)[:, None] & columns
@@ -114,7 +126,7 @@ class Operations:
 
     Attributes:
         noise: replace the layer's input by noise of standard deviation ``noise_std``: "normal", "uniform", or "codes",
-            orthogonal over channels (`codes_like`).
+            orthogonal over channels (`codes_like`). It enters behind padding that copies values.
         centre_input, normalise_input: of x.
         batch_centre_backward_input: the backward projection alone sees x minus its batch mean.
         forward_bias, backward_bias: add the layer's bias to y, to p.
@@ -239,17 +251,20 @@ class Signals:
 
     def with_input_operations(self) -> Signals:
         """Apply what is done to x itself; where x changes, the layer's own output no longer belongs to it."""
-        x, do = self.x, self.operations
+        x, do, geometry = self.x, self.operations, self.geometry
         if do.noise is not None:
+            # Behind the padding: a border that is a copy of what lies inside would not be white.
+            geometry = self.geometry.prepared()
+            like = x if geometry is self.geometry else self.geometry.prepare(x)
             if do.noise == "codes":
-                x = codes_like(x, self.geometry.features, do.noise_std)
+                x = _codes_where_read(like, geometry, do.noise_std)
             else:
-                x = noise_like(x, do.noise, do.noise_std)
+                x = noise_like(like, do.noise, do.noise_std)
         if do.centre_input:
             x = centre(x)
         if do.normalise_input:
             x = normalise(x)
-        return self if x is self.x else Signals(x, self.W, self.B, self.geometry, do, self.bias)
+        return self if x is self.x else Signals(x, self.W, self.B, geometry, do, self.bias)
 
     @property
     def x_backward(self) -> Tensor:

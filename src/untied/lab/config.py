@@ -269,8 +269,8 @@ PRESETS = {
     "aa": "aa @ Adam(lr=0.04)",
 }
 """What a bare short name means in `CompareConfig.rules`: coefficients and the optimizer of the backward weights, tuned
-on the validation split of the default task by benchmarks/tune_digits.py. Other names mean themselves; ``aa()`` is the
-rule with its coefficients at 1 and the default optimizer."""
+on the validation split of the default task by benchmarks/tune_digits.py, but for ``wm``: its settings are in that grid
+and not chosen from it. Other names mean themselves; ``aa()`` has coefficients of 1 and the default optimizer."""
 
 
 def label(entry: str) -> str:
