@@ -11,15 +11,18 @@ from .errors import UntiedError
 from .geometry import Geometry
 from .layers import Untied, register_layer
 from .tape import Tape, record
+from .verify import Finding, Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Finding",
     "Geometry",
     "Report",
     "Tape",
     "Untied",
     "UntiedError",
+    "Verification",
     "dynamics",
     "geometry",
     "metrics",
@@ -33,4 +36,5 @@ __all__ = [
     "statistics",
     "tie_",
     "untie_",
+    "verify",
 ]
