@@ -300,7 +300,7 @@ def test_the_report_says_what_was_done_and_what_was_not() -> None:
     assert set(report.left) == {"embed", "norm", "b"}
     text = str(report)
     assert text.startswith("converted 1 layers\n  a: Linear, rule 0.5*amp + decay\nleft alone")
-    assert "LayerNorm has no kernel to untie: norm" in text and "Embedding: its input is an index" in text
+    assert "LayerNorm: it scales element by element: norm" in text and "Embedding: its input is an index" in text
     assert "Linear, not in filter='[aen]*': b" in text
     assert "(the model)" in str(untied.untie_(nn.Linear(2, 2), "sa"))
 
@@ -417,3 +417,66 @@ def test_it_moves_with_the_model() -> None:
     assert model.conv.backward_magnitude.dtype == torch.float32
     meta = copy.deepcopy(small_net("sa")).to("meta")
     assert meta.conv.backward_weight.device.type == "meta"
+
+
+# Kernels that are not called weight
+
+
+class Elman(nn.Module):
+    """A recurrent network written by hand, beside one known layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W_in = nn.Parameter(torch.randn(5, 3))
+        self.W_rec = nn.Parameter(torch.randn(5, 5))
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 5)
+        for _ in range(3):
+            h = torch.tanh(x @ self.W_in.T + h @ self.W_rec.T)
+        return self.out(h)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(3, 2)
+        self.up = nn.Parameter(torch.randn(2, 3, 4))
+        self.down = nn.ParameterDict({"0": nn.Parameter(torch.randn(4, 3)), "1": nn.Parameter(torch.randn(4, 3))})
+        self.more = nn.ParameterList([nn.Parameter(torch.randn(3, 3))])
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [(Elman, ["W_in", "W_rec"]), (Experts, ["up", "down.0", "down.1", "more.0"])],
+)
+def test_matrices_outside_known_layers_are_named_and_refused(make: Any, names: list[str]) -> None:
+    model = make()
+    with pytest.raises(UntiedError, match=r"register_layer.*allow=") as error:
+        untied.untie_(model, "fa")
+    assert all(f"{n} (" in str(error.value) for n in names) and "\n" not in str(error.value)
+    assert not untied_layers(model)
+    with pytest.raises(UntiedError, match=rf": {names[1]} \("):
+        untied.untie_(model, "fa", allow=[names[0], *names[2:]])
+    for allow in (names, True):
+        twin = make()
+        assert "allow=" in str(untied.untie_(twin, "fa", allow=allow)) and untied_layers(twin)
+
+
+def test_a_pattern_allows_and_freezing_does_not() -> None:
+    """A frozen matrix learns nothing, and still sends errors down through itself."""
+    assert untied.untie_(Elman(), "fa", allow="W_*").converted.keys() == {"out"}
+    with pytest.raises(UntiedError, match="W_in"):
+        untied.untie_(Elman().requires_grad_(False), "fa")
+    with pytest.raises(UntiedError, match="names or patterns"):
+        untied.untie_(Elman(), "fa", allow=[3])  # type: ignore[list-item]
+
+
+def test_what_is_merely_added_or_scaled_does_not_cry_wolf() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((4, 4)))
+    model.register_parameter("cls_token", nn.Parameter(torch.zeros(1, 1, 4)))
+    model.register_parameter("prefix", nn.Parameter(torch.zeros(1, 3, 4)))
+    model.register_parameter("layer_scale", nn.Parameter(torch.zeros(4, 1, 1)))
+    report = str(untied.untie_(model, "fa"))
+    assert "backprop" not in report and "no kernel" in report

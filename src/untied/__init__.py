@@ -13,16 +13,19 @@ from .geometry import Geometry
 from .layers import Untied, register_layer
 from .mirror import mirror_
 from .tape import Tape, record
+from .verify import Finding, Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Call",
+    "Finding",
     "Geometry",
     "Report",
     "Tape",
     "Untied",
     "UntiedError",
+    "Verification",
     "dynamics",
     "geometry",
     "metrics",
@@ -38,4 +41,5 @@ __all__ = [
     "statistics",
     "tie_",
     "untie_",
+    "verify",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,8 @@ __all__ = ["Report", "like_weight", "parameter_groups", "tie_", "untie_"]
 
 Filter = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
 Init = str | torch.Generator | Callable[[Tensor], Tensor]
+Allow = str | Collection[str] | bool
+"""Names or name patterns of parameters that shall keep backpropagation's errors; True for all."""
 
 # Linear maps whose errors go back through weights that a class exchange cannot reach.
 _UNREACHABLE = {
@@ -31,7 +33,12 @@ _UNREACHABLE = {
 _KNOWN_HARMLESS = {
     nn.Embedding: "its input is an index, no error goes through it",
     nn.EmbeddingBag: "its input is an index, no error goes through it",
+    nn.LayerNorm: "it scales element by element",
+    nn.RMSNorm: "it scales element by element",
 }
+# Words in the names of parameters that are added, looked up or multiplied element by element. A name proves nothing:
+# the report says so, and `untied.verify` looks at the numbers.
+_ADDED = ("embed", "pos", "token", "table", "bias", "mask", "scale", "gamma", "beta", "query", "latent")
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def untie_(
     rule: Rule | Combination | Primitive | str,
     filter: Filter = None,
     init: Init = "like",
+    allow: Allow = (),
 ) -> Report:
     """Untie the backward from the forward weights of a model's layers, in place. Outputs stay bit-identical.
 
@@ -92,13 +100,16 @@ def untie_(
         init: B's initial value: "like" draws it with W's own standard deviation (`like_weight`); "copy"
             starts at W; a `torch.Generator` draws as "like" does, from that generator; a function gets W and
             returns B.
+        allow: parameters that look like kernels, belong to no known layer, and shall knowingly keep
+            backpropagation's errors: a name or pattern (``"W_rec"``, ``"cell.*"``), several, or True for all.
 
     Returns:
         What was converted, and what was left alone and why.
 
     Raises:
         UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered
-            subclasses, uninitialised lazy layers); an unknown rule or init; an option of the rule
+            subclasses, uninitialised lazy layers); matrix-shaped parameters outside known layers that ``allow``
+            does not name; an unknown rule or init; an option of the rule
             would change nothing.
     """
     rule = as_rule(rule)
@@ -110,6 +121,8 @@ def untie_(
         )
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
+    unknown: list[str] = []
+    allowed = _allowed(allow)
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if not any(True for _ in module.parameters(recurse=False)):
@@ -123,8 +136,10 @@ def untie_(
             left[name] = f"{type(module).__name__}, not in {shown}"
         elif type(module) in LAYERS:
             chosen[name] = module
+            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
         else:
-            left[name] = _why_left(name, module)
+            left[name] = _why_left(name, module, allowed)
+            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
     if not chosen:
         possible = sorted(t.__name__ for t in LAYERS if t is not NonDynamicallyQuantizableLinear)
         present = (
@@ -133,6 +148,12 @@ def untie_(
         )
         raise UntiedError(
             f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}"
+        )
+    if unknown:
+        raise UntiedError(
+            f"backprop's errors would go through parameters of no known layer: {', '.join(unknown)}. Write them as "
+            "nn.Linear, register their module with @untied.register_layer, or keep backprop there knowingly with "
+            f"untie_(..., allow={[u.partition(' ')[0] for u in unknown]})"
         )
     for name, module in chosen.items():
         _check_kernels(name, module)
@@ -220,7 +241,47 @@ def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:
     )
 
 
-def _why_left(name: str, module: nn.Module) -> str:
+def _allowed(allow: Allow) -> Callable[[str], bool]:
+    """Whether a parameter, by its full name, may keep backprop's errors. A pattern may leave its module's name out."""
+    if isinstance(allow, bool):
+        return lambda name: allow is True
+    patterns = [allow] if isinstance(allow, str) else list(allow)
+    if wrong := [p for p in patterns if not isinstance(p, str)]:
+        raise UntiedError(f"allow={wrong[0]!r} is not possible: give names or patterns of parameters, or True for all")
+    return lambda name: any(fnmatch.fnmatchcase(n, p) for n in (name, name.rpartition(".")[2]) for p in patterns)
+
+
+def _is_matrix(p: Tensor) -> bool:
+    """Whether a parameter may be a kernel: two or more dimensions above 1. What begins with 1, as [1, n, d], is shared
+    by the whole batch: such parameters are added."""
+    return p.dim() > 1 and p.shape[0] > 1 and sum(size > 1 for size in p.shape) > 1
+
+
+def _matrices(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters that may be kernels and that its untied class, if it has one, does not know."""
+    known = LAYERS[type(module)].weights if type(module) in LAYERS else ()
+    own = {n: p for n, p in module.named_parameters(recurse=False) if n not in known}
+    return {
+        f"{name}.{n}" if name else n: p
+        for n, p in own.items()
+        if not isinstance(p, UninitializedParameter) and _is_matrix(p)
+    }
+
+
+def _unknown_kernels(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> list[tuple[str, tuple[int, ...]]]:
+    """Parameters through which errors would silently be backprop's, learning or frozen: their names and shapes."""
+    if any(isinstance(module, harmless) for harmless in _KNOWN_HARMLESS):
+        return []
+    found = {n: p for n, p in _matrices(name, module).items() if not allowed(n)}
+    return [(n, tuple(p.shape)) for n, p in found.items() if not _is_added(n)]
+
+
+def _is_added(name: str) -> bool:
+    """Whether the name says that a parameter is added, looked up or multiplied element by element."""
+    return any(word in name.rpartition(".")[2].lower() for word in _ADDED)
+
+
+def _why_left(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> str:
     """Why a matching module without an untied class may stay; raises where errors would silently be backprop's."""
     where, kind = f"{name or '(the model)'} is {type(module).__name__}", type(module)
     leave = "leave it to backprop knowingly with filter=..."
@@ -228,6 +289,9 @@ def _why_left(name: str, module: nn.Module) -> str:
         isinstance(p, UninitializedParameter) for p in module.parameters()
     ):
         raise UntiedError(f"{where}, not initialised yet: run one forward pass before untie_")
+    matrices = _matrices(name, module)
+    if matrices and all(map(allowed, matrices)):
+        return f"{kind.__name__}: errors through {', '.join(matrices)} are backprop's, as allow= says"
     for reason_for, reason in _UNREACHABLE.items():
         if isinstance(module, reason_for):
             raise UntiedError(f"{where}: {reason}. Build it from nn.Linear, or {leave}")
@@ -240,14 +304,14 @@ def _why_left(name: str, module: nn.Module) -> str:
     for harmless, why in _KNOWN_HARMLESS.items():
         if isinstance(module, harmless):
             return f"{kind.__name__}: {why}"
-    own = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() > 1}
-    if "weight" in own:
+    weight = f"{name}.weight" if name else "weight"
+    if weight in matrices and not allowed(weight):
         raise UntiedError(
-            f"{where} with a weight of shape {tuple(own['weight'].shape)} and no untied class: declare one with "
+            f"{where} with a weight of shape {tuple(matrices[weight].shape)} and no untied class: declare one with "
             f"@untied.register_layer({kind.__name__}), or {leave}"
         )
-    if own:
-        return f"{kind.__name__} has {', '.join(own)}, unknown to untie_: errors through it are backprop's"
+    if matrices:
+        return f"{kind.__name__}: by name or allow= {', '.join(matrices)} need no B (untied.verify checks by number)"
     return f"{kind.__name__} has no kernel to untie"
 
 

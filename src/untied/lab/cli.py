@@ -251,6 +251,13 @@ def diagnose(arguments: list[str]) -> int:
     return diagnose(read_config(DiagnoseConfig, arguments, "untied diagnose"))
 
 
+def check(arguments: list[str]) -> int:
+    """Say by number whether a network's errors go through its backward weights alone, and what moves those."""
+    from untied.lab.check import CheckConfig, check
+
+    return check(read_config(CheckConfig, arguments, "untied check"))
+
+
 def neural(arguments: list[str]) -> int:
     """Say how well trained networks predict neurons' responses (Fig. 6 of the paper); neural convert: their file."""
     if arguments[:1] == ["convert"]:
@@ -293,7 +300,7 @@ def shards(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
     "report": report, "search": search, "transfer": transfer, "noise": noise, "study": study, "dynamics": dynamics,
-    "diagnose": diagnose, "neural": neural, "shards": shards, "bench": bench,
+    "diagnose": diagnose, "check": check, "neural": neural, "shards": shards, "bench": bench,
 }  # fmt: skip
 
 
