@@ -27,7 +27,7 @@ def test_the_command_without_the_lab_extra_says_what_to_install() -> None:
     done = python(WITHOUT_THE_EXTRA + "from untied.__main__ import main\nsys.exit(main())")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr  # torch itself may warn that there is no NumPy
-    assert done.stderr.splitlines()[-1].startswith("untied: ") and "pip install 'untied[lab]'" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("untied: ") and "pip install 'torch-untied[lab]'" in done.stderr
 
 
 def test_the_library_needs_none_of_the_lab_extra() -> None:

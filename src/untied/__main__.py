@@ -13,7 +13,7 @@ def main() -> int:
         if missing.name is None or missing.name.partition(".")[0] in ("untied", "torch"):
             raise  # our own mistake, or no PyTorch at all: the extra would not help
         print(
-            f"untied: the command needs {missing.name!r}, which is not installed: pip install 'untied[lab]'",
+            f"untied: the command needs {missing.name!r}, which is not installed: pip install 'torch-untied[lab]'",
             file=sys.stderr,
         )
         return 1

@@ -92,10 +92,10 @@ class Steps:
 class _UntiedRecurrent(Untied):
     """What RNN, LSTM and GRU share."""
 
-    @classmethod
     def geometry(self) -> Geometry:
         return DENSE
 
+    @classmethod
     def kernel_names(cls, module: nn.Module) -> list[str]:
         """As many as it has layers and directions."""
         names: Any = module._flat_weights_names
