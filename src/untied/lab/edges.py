@@ -117,6 +117,8 @@ def expect_file(path: Path) -> None:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # whoever opens it says what is wrong
         return
+    if path.suffix in (".yaml", ".yml") and path.stat().st_size > 4 * YAML_BYTES:
+        raise UntiedError(f"{printable(str(path))} has {path.stat().st_size:,} bytes: no configuration has so many")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UntiedError(f"{printable(str(path))} is a pipe, socket or device: only regular files are read")
 
