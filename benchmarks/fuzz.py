@@ -35,7 +35,8 @@ from untied.lab.reading import read_yaml
 SLOW = 10.0  # seconds
 ATOMS = ["amp", "decay", "null", "sa", "ia", "kp", "wm(", "linear(0,1)", "@", "SGD(lr=", "*a", "1e300/1e-300", "1e-9",
          "-", "+", "*", "/", "(", ")", "=", ",", "9" * 400, "every", " ", "\x00", "é", "none"]  # fmt: skip
-YAML = ["rule", "seed", "data", "epochs", ": ", "\n", "  ", "[", "]", "{", "}", "&a ", "*a", "- ", "!!python/x ",
+YAML = ["rule", "seed", "data", "epochs", ": ", "\n", "  ", "[", "]",
+        "{", "}", "&a ", "*a", "- ", "!!python/x ",
         "9" * 5000, "1e400", ".nan", "sa", "'", '"', "|", "? ", "0x" + "f" * 300]  # fmt: skip
 VALUES = [-5, 30.7, 10**12, 2**70, float("inf"), None, "x", [], {}, [[[]]], True]
 
