@@ -95,6 +95,8 @@ class _Reader:
             if float(below.text) == 0:
                 self.fail(below, "expected a number other than 0")
             v /= float(below.text)
+            if not math.isfinite(v):
+                self.fail(token, "expected a finite number")
         return v
 
     def coefficient(self) -> Coefficient:

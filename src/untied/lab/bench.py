@@ -45,6 +45,7 @@ from untied.lab.costs import (
     table_rows,
 )  # fmt: skip
 from untied.lab.devices import single_device
+from untied.lab.edges import bounded
 from untied.lab.memory import Held
 from untied.lab.models import build
 from untied.lab.reading import from_mapping
@@ -53,6 +54,7 @@ from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
 
 __all__ = ["BenchConfig", "again", "bench", "profiled"]
 
+THREADS = 1024  # far beyond it the runtime of threads crashes
 PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop")
 
 
@@ -117,6 +119,7 @@ class BenchConfig:
             raise UntiedError(f"fractions is {' '.join(map(str, self.fractions))}: each is above 0 and at most 1")
         if self.threads is not None and self.threads < 1:
             raise UntiedError(f"threads is {self.threads}: it must be at least 1, or left out")
+        bounded(self, threads=THREADS)
         if self.clock == "cpu" and torch.device(self.device).type != "cpu":
             raise UntiedError(f"clock is cpu and device {self.device}: CPU time says nothing of it; use wall")
         for rule in self.rules:

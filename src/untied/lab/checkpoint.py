@@ -5,26 +5,36 @@
     optimizer.<group>.<index>.<key>        an optimizer's tensors; group is forward or backward
     sums                                   of the metrics of the epoch so far
 
+The header has a digest of all of it. Beside last.safetensors lies the one before, previous.safetensors.
+
 Random numbers need no place in it: those of a step are a function of the run's seed and the step's number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from untied.errors import UntiedError
 from untied.lab.devices import full, place, put
+from untied.lab.edges import CheckpointHeader, expect_file, load_json, printable, validated
 from untied.lab.optim import Group, Optimizers
 from untied.lab.record import write_tensors
 
 __all__ = ["Position", "load", "model_tensors", "read", "restore", "save", "tensors_of"]
+
+
+PREVIOUS = "previous"
 
 
 @dataclass
@@ -71,7 +81,41 @@ def save(path: Path, position: Position, tensors: Mapping[str, Tensor], **rest: 
     Raises:
         UntiedError: it cannot be written, as on a full disk; the file that was there stays.
     """
-    write_tensors(path, tensors, {"untied": json.dumps({"position": asdict(position), **rest})})
+    header = json.dumps({"position": asdict(position), **rest})
+    metadata = {"untied": header, "digest": digest(tensors, header)}
+    before = _spare(path) if path.stem == "last" and path.is_file() else None
+    try:
+        write_tensors(path, tensors, metadata)
+        if before is not None:
+            before.replace(path.with_stem(PREVIOUS))
+    finally:
+        if before is not None:
+            before.unlink(missing_ok=True)
+
+
+def _spare(path: Path) -> Path:
+    """A second name for a file: no bytes are copied where the file system has links."""
+    spare = path.with_name(f".{PREVIOUS}-{os.getpid()}.partial")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:
+        try:
+            shutil.copy2(path, spare)
+        except OSError as error:
+            spare.unlink(missing_ok=True)
+            raise UntiedError(f"cannot keep {path} beside a new one: {error.strerror or error}") from error
+    return spare
+
+
+def digest(tensors: Mapping[str, Tensor], header: str) -> str:
+    """Of names, types, shapes and bytes of all tensors, and of the header."""
+    total = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
@@ -84,15 +128,32 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
         after = "once validation images have been scored" if path.stem == "best" else "after its first epoch"
         raise UntiedError(f"there is no checkpoint {path}: a run writes it {after}")
     try:
+        expect_file(path)
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["untied"])
+            metadata = file.metadata() or {}
+            if "untied" not in metadata:
+                raise UntiedError("its header has no 'untied'")
+            header = load_json(metadata["untied"], "its header")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        position = Position(**header.pop("position"))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UntiedError(f"{path} is not a checkpoint of a training run, or is damaged ({reason})") from error
-    position.best = None if position.best is None else (position.best[0], position.best[1])  # JSON has no tuples
+        checked = validated(CheckpointHeader, header, "its header")
+        if metadata.get("digest", of := digest(tensors, metadata["untied"])) != of:  # files of before have none
+            raise UntiedError("its bytes are not those that were written")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        reason = printable(" ".join(str(error).split()))
+        raise UntiedError(
+            f"{path} is not a checkpoint of a training run, or is damaged ({reason}){_way_out(path)}"
+        ) from error
+    found = checked.position
+    position = Position(found.step, found.lines, found.best, dict(found.identity))
+    header.pop("position")
     return tensors, position, header
+
+
+def _way_out(path: Path) -> str:
+    before = path.with_stem(PREVIOUS)
+    if path.stem != "last" or not before.is_file():
+        return ""
+    return f": mv {before} {path}  goes back to the one before"
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, what: str) -> None:
@@ -103,17 +164,29 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, what: str
     """
     own, given = model.state_dict(), {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     for name in dict.fromkeys([*own, *given]):
-        if name not in given or name not in own or own[name].shape != given[name].shape:
-            of = [tuple(d[name].shape) if name in d else "missing" for d in (given, own)]
+        same = name in given and name in own and own[name].shape == given[name].shape
+        if not same or own[name].dtype != given[name].dtype:
+            of = [f"{tuple(d[name].shape)} {d[name].dtype}" if name in d else "missing" for d in (given, own)]
+            of = [words.partition(" torch")[0] for words in of] if not same else of
             raise UntiedError(f"{what} is of another model or rule: {name} is {of[0]} there and {of[1]} here")
     for name, tensor in own.items():
         put(tensor, given[name])
 
 
 def restore(optimizers: Optimizers, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put the optimizers back to where they were."""
+    """Put the optimizers back to where they were.
+
+    Raises:
+        UntiedError: the checkpoint's state is of other optimizers.
+    """
     for name, group in optimizers.named.items():
-        _restore(group, name, tensors, rest["optimizers"][name])
+        try:
+            _restore(group, name, tensors, rest["optimizers"][name])
+        except UntiedError:
+            raise
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = printable(" ".join(str(error).split()))[:200]
+            raise UntiedError(f"the checkpoint's {name} optimizer is not this run's ({reason})") from error
 
 
 def _restore(group: Group, name: str, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
@@ -124,6 +197,10 @@ def _restore(group: Group, name: str, tensors: Mapping[str, Tensor], rest: Mappi
         if key.startswith(prefix):
             index, _, field_name = key.removeprefix(prefix).partition(".")
             like = parameters[int(index)]
+            if int(index) < 0 or tensor.numel() > max(1, like.numel()):
+                raise UntiedError(
+                    f"the checkpoint's {printable(key)} has {tuple(tensor.shape)} for {tuple(like.shape)}"
+                )
             same = tensor.shape == like.shape and tensor.dim() > 0
             state.setdefault(int(index), {})[field_name] = place(tensor, like) if same else tensor
     for key, value in rest["state"].items():

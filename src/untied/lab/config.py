@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from untied import schedules
 from untied.algebra import Rule
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
+from untied.lab.edges import INTEGER, bounded, load_yaml, shown
 from untied.lab.reading import from_mapping
 from untied.rules import KolenPollack, parse
 from untied.schedules import Coefficient, value
@@ -75,6 +75,7 @@ class OptimizerConfig:
             near = difflib.get_close_matches(self.name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UntiedError(f"unknown optimizer {self.name!r}: {hint}possible are {', '.join(sorted(known))}")
+        bounded(self, base_batch=10**9)
         if not 0 < self.lr < math.inf:
             raise UntiedError(f"lr is {self.lr}: it must be above 0")
         if self.base_batch is not None and self.base_batch < 1:
@@ -127,6 +128,7 @@ class PhaseConfig:
         for name, least in (("delay", 0), ("task_steps", 1), ("mirror_epochs", 1), ("engaged_epochs", 1)):
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+            bounded(self, **{name: 10**9})
         for kind, names in (("alternating", ["task_steps"]), ("mirror", ["mirror_epochs", "engaged_epochs"])):
             for name in names:
                 if self.kind != kind and getattr(self, name) != 1:
@@ -176,6 +178,7 @@ class DeviceConfig:
     """Batch normalisation over the whole batch rather than over each process's part of it."""
 
     def __post_init__(self) -> None:
+        bounded(self, devices=10**5, nodes=10**5)
         if self.devices is not None and self.devices < 1:
             raise UntiedError(f"devices is {self.devices}: it must be at least 1, or left out")
         if self.nodes < 1:
@@ -230,6 +233,7 @@ class TrainConfig:
     """Replace an earlier run in that folder."""
 
     def __post_init__(self) -> None:
+        bounded(self, epochs=10**9, seed=INTEGER, accumulate=10**9)
         for name, least in (("epochs", 1), ("seed", 0), ("accumulate", 1), ("checkpoint_minutes", 0)):
             if not getattr(self, name) >= least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -386,5 +390,7 @@ def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerCo
         key, equals, word = (p.strip() for p in part.partition("="))
         if not equals or not word:
             raise UntiedError(f"cannot read {part!r} in {text!r}: settings of an optimizer are written key=value")
-        settings[key] = float(word) if _EXPONENT.fullmatch(word) else yaml.safe_load(word)
+        settings[key] = (
+            float(word) if _EXPONENT.fullmatch(word) else load_yaml(word, f"{key} of the optimizer in {shown(text)}")
+        )
     return rule, from_mapping(OptimizerConfig, {"name": match["name"], **settings}, f"the optimizer of {text!r}")

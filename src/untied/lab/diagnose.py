@@ -31,9 +31,10 @@ from untied.errors import UntiedError
 from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.console import say
 from untied.lab.data import DataConfig, Dataset
+from untied.lab.devices import single_device
 from untied.lab.loop import dataset, network, seed_step
 from untied.lab.optim import Optimizers
-from untied.lab.plots import STYLE, save, weight_scatter
+from untied.lab.plots import STYLE, logarithmic, save, weight_scatter
 from untied.lab.probe import Probe, probed, spread
 from untied.lab.record import RunFolder
 from untied.lab.step import NotFinite, Objective, training_step
@@ -160,6 +161,7 @@ def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
 
 def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, DiagnoseConfig, OptimizerConfig]:
     """The converted network, its data, its rule, the settings written out, and the backward weights' optimizer."""
+    single_device(config.device)  # before anything is built: one that is not there is said in a line
     model: nn.Module | None = None
     if Path(config.model).is_dir():
         from untied.lab.evaluate import load_run  # here, as it is slow to import
@@ -339,6 +341,7 @@ def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
             axes.plot(measured, [rows[i].measured_ratio for i in measured], "x", color="black", markersize=7,
                       label=f"measured after {steps} steps")  # fmt: skip
         axes.set_yscale("log")
+        logarithmic(axes.yaxis)
         axes.set_xticks(range(len(rows)), [row.layer for row in rows], rotation=90, fontsize=8)
         axes.set(ylabel="norm of B over norm of W", title=f"{rule}"[:90])
         figure.legend(loc="outside lower center", ncols=3, fontsize=9)

@@ -214,7 +214,7 @@ def _title(d: ScalarDynamics) -> str:
     rule = str(d.rule) if len(str(d.rule)) <= 30 else str(d.rule)[:29] + "…"
     values = "R is not quadratic"
     if d.eigenvalues is not None:
-        values = "  ".join(f"$\\lambda_{i}$ = {v:.3g}" for i, v in zip("uv", d.eigenvalues, strict=True))
+        values = "  ".join(f"λ_{i} = {v:.3g}" for i, v in zip("uv", d.eigenvalues, strict=True))
     alone = " (R alone)" if d.note else ""
     return f"{rule} at x = {d.x:g}\n{d.regime}{alone}\n{values}".replace("= -", "= −")
 

@@ -6,9 +6,11 @@ run that goes on from a checkpoint is, bit for bit on a CPU, the run that was ne
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +32,7 @@ from untied.lab.checkpoint import Position
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, Dataset, Loader, load
 from untied.lab.devices import agree, broadcast_buffers, gathered, prepared, single_device, summed, unsharded
+from untied.lab.edges import shown
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan
@@ -318,9 +321,12 @@ class Run:
         checkpoint.load(self.model, tensors, "model.", str(path))
         if self.average is not None:
             checkpoint.load(self.average.module, tensors, "ema.", str(path))
-            self.average.n_averaged.fill_(rest["averaged"])
+            self.average.n_averaged.fill_(rest.get("averaged", 0))
+        sums = tensors.get("sums", self.sums[:0])
+        if sums.shape != (self.fabric.world_size, *self.sums.shape):
+            raise UntiedError(f"{path}: sums is {tuple(sums.shape)}, not what {self.fabric.world_size} processes keep")
         checkpoint.restore(self.optimizers, tensors, rest)
-        self.load_scaler_state(rest["loss_scale"])
+        self.load_scaler_state(rest.get("loss_scale"))
         self.sums.copy_(tensors["sums"][self.fabric.global_rank])
         self.position = position
 
@@ -346,12 +352,47 @@ def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
         "model": config.model, "rule": config.rule, "data": config.data.name, "classes": list(data.classes),
         "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed, "epochs": config.epochs,
         "forward optimizer": config.forward.name, "backward optimizer": config.backward.name, "ema": config.ema,
+        "settings": settings(config),
     }  # fmt: skip
+
+
+FREE = ("out", "overwrite", "tracker", "checkpoint_minutes", "data.root", "data.workers", "data.download")
+"""Settings that change neither weights nor metrics: a run may go on with others."""
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """Every setting by its dotted name that decides what a run becomes, as JSON has it."""
+
+    def flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                yield from flat({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, f"{name}.")
+            elif name not in FREE:
+                yield name, json.loads(json.dumps(value, default=str))
+
+    return dict(flat({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, ""))
+
+
+def same_settings(file: Path, there: Any, here: dict[str, Any]) -> None:
+    """Raise UntiedError, naming the fields, if the configuration was edited since the checkpoint was written."""
+    if not isinstance(there, dict):  # a checkpoint of before, which did not keep them
+        return
+    differing = [name for name in here if name in there and there[name] != here[name]]
+    if differing:
+        of = ", ".join(f"{name} {shown(there[name])} → {shown(here[name])}" for name in differing)
+        raise UntiedError(
+            f"config.yaml was edited since {file} was written: {of}; put it back, or start another run with "
+            "--config config.yaml --out FOLDER"
+        )
 
 
 def same_run(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise UntiedError if what a checkpoint was made of is not what we have here."""
     for what, mine in here.items():
+        if what == "settings":
+            same_settings(file, there.get(what), mine)
+            continue
         if (its := there.get(what)) != mine:
             its, mine = brief(its, mine), brief(mine, its)
             raise UntiedError(f"{file} is of another run: its {what}: {its}; here: {mine}")
@@ -378,9 +419,9 @@ def read_last(
     same_run(path, position.identity, identity)
     if "optimizers" not in rest:
         raise UntiedError(f"{path} holds weights alone, as best.safetensors does: a run goes on from its own last one")
-    if rest["processes"] != processes:
+    if rest.get("processes", 1) != processes:
         raise UntiedError(
-            f"the run had {rest['processes']} processes and now has {processes}: go on with as many, "
+            f"the run had {rest.get('processes', 1)} processes and now has {processes}: go on with as many, "
             "so that it stays the same run"
         )
     return tensors, position, rest

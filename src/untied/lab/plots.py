@@ -20,9 +20,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from untied.errors import UntiedError
@@ -59,6 +60,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # labels are users' text: a $ in it is a dollar
     "svg.hashsalt": "untied",  # with no date in the file, the same data give the same SVG
 }
 DOTS = 4000
@@ -209,6 +211,12 @@ def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: 
 def three_layers(layers: Sequence[str]) -> list[str]:
     """The first, a middle and the last of the layers; all of them if there are three or fewer."""
     return list(layers) if len(layers) <= 3 else [layers[0], layers[len(layers) // 2], layers[-1]]
+
+
+def logarithmic(axis: Axis) -> None:
+    """Powers of ten in plain digits: matplotlib would write them as mathematics, which STYLE leaves unread."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:

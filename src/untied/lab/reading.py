@@ -7,10 +7,10 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from untied.errors import UntiedError
+from untied.lab.edges import expect_file, load_yaml, printable, shown
 
 __all__ = ["from_mapping", "nested_config", "read_mapping", "read_yaml"]
 
@@ -32,18 +32,20 @@ def from_mapping(kind: type[T], values: Any, what: str) -> T:
         if isinstance(ours, UntiedError):
             raise UntiedError(f"{what}: {ours}") from None
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UntiedError(f"{what}: {where} is {first['input']!r}: {first['msg']}") from None
+        raise UntiedError(f"{what}: {where} is {shown(first['input'])}: {first['msg']}") from None
 
 
 def _check_keys(kind: type, values: Any, what: str, prefix: str) -> None:
     if not isinstance(values, dict):
-        raise UntiedError(f"{what}: {prefix.rstrip('.') or 'it'} is {values!r}, where keys and values are needed")
+        raise UntiedError(f"{what}: {prefix.rstrip('.') or 'it'} is {shown(values)}, where keys and values are needed")
     names = {f.name: f for f in dataclasses.fields(kind)}
     for key, inner in values.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UntiedError(f"{what}: unknown key {prefix}{key}: {hint}possible are {', '.join(names)}")
+            raise UntiedError(
+                f"{what}: unknown key {prefix}{printable(str(key))[:100]}: {hint}possible are {', '.join(names)}"
+            )
         nested = nested_config(names[key])
         if nested is not None:
             _check_keys(nested, inner, what, f"{prefix}{key}.")
@@ -71,7 +73,8 @@ def read_mapping(path: Path) -> Any:
         UntiedError: the file cannot be read.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        expect_file(path)
+        values = load_yaml(path.read_text(encoding="utf-8"), f"config {path}")
+    except (OSError, UnicodeDecodeError) as error:
         raise UntiedError(f"cannot read config {path}: {' '.join(str(error).split())}") from None
     return {} if values is None else values

@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from untied.errors import UntiedError
+from untied.lab.edges import expect_file, load_yaml
 from untied.lab.environment import environment
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ class RunFolder:
         """The configuration of the run, as config.yaml has it."""
         path = self.path / CONFIG
         with _one_line(path, "read"):
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+            expect_file(path)
+            settings = load_yaml(path.read_text(encoding="utf-8"), f"config {path}")
         if not isinstance(settings, dict):
             raise UntiedError(f"{path} does not hold a configuration (a YAML mapping); the file was changed or damaged")
         return settings

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from untied.errors import UntiedError
+from untied.lab.edges import bounded
 
 __all__ = ["Augment", "DataConfig", "DataName", "Preprocess"]
 
@@ -69,6 +70,8 @@ class DataConfig:
             near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UntiedError(f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}")
+        sizes = dict.fromkeys(("image_size",), 2**14) | dict.fromkeys(("synthetic_classes", "synthetic_count"), 10**8)
+        bounded(self, batch_size=10**9, evaluation_batch_size=10**9, workers=1024, limit=10**9, **sizes)
         for field, possible in (("augment", get_args(Augment)), ("preprocessing", get_args(Preprocess))):
             if (given := getattr(self, field)) not in possible:
                 raise UntiedError(f"unknown {field} {given!r}: possible are {', '.join(possible)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from untied.lab.data.loader import Batch
 from untied.lab.data.preprocessing import preprocessing
 from untied.lab.data.splits import split
 from untied.lab.data.tensors import Normalise
+from untied.lab.edges import printable
 
 __all__ = ["FolderLoader", "folder_of_test", "list_images", "list_splits", "load_folder"]
 
@@ -31,11 +33,40 @@ def list_images(folder: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
     if not folder.is_dir():
         raise UntiedError(f"no folder {folder}: an image folder holds train/CLASS/IMAGE and val/CLASS/IMAGE")
     try:
+        for entry in sorted(folder.iterdir()):
+            expect_plain(entry, folder)
         found = ImageFolder(str(folder))
     except OSError as error:
         raise UntiedError(f"{' '.join(str(error).split())}: each class needs a subfolder with images") from error
     files, labels = zip(*found.samples, strict=True)
-    return tuple(found.classes), list(files), torch.tensor(labels)
+    return tuple(map(printable, found.classes)), list(files), torch.tensor(labels)
+
+
+def expect_plain(entry: Path, within: Path) -> None:
+    """Raise UntiedError at the first thing in a split that would be an image twice, another's, or no file at all.
+
+    A link may lead to an image of its own class. ImageFolder follows every other one too: into a loop, into another
+    class, or out of the folder, wherever whoever packed it wanted to look.
+    """
+    shown = printable(str(entry))
+    if entry.is_symlink():
+        try:
+            target = entry.resolve(strict=True)
+        except (OSError, RuntimeError):
+            raise UntiedError(f"{shown} is a link that leads nowhere, or in a circle: remove it") from None
+        if not target.is_relative_to(within.resolve()):
+            raise UntiedError(f"{shown} is a link out of {within}: put the file itself there, or a copy")
+        if target.is_dir() or target.parent != entry.parent.resolve():
+            raise UntiedError(f"{shown} is a link to {printable(str(target))}, whose images would be there twice")
+        return
+    if not entry.is_dir():
+        return
+    with os.scandir(entry) as inner:  # the kinds of entries come with their names: no look at each file
+        for each in inner:
+            if each.is_symlink() or each.is_dir(follow_symlinks=False):
+                expect_plain(Path(each.path), within)
+            elif not each.is_file(follow_symlinks=False):
+                raise UntiedError(f"{printable(each.path)} is a pipe, socket or device: only regular files are read")
 
 
 def folder_of_test(root: Path) -> Path:

@@ -17,7 +17,9 @@ from torchvision.transforms import v2 as transforms
 
 from untied.errors import UntiedError
 from untied.lab.data.loader import Batch, Loader
+from untied.lab.data.pixels import rgb
 from untied.lab.data.tensors import Normalise
+from untied.lab.edges import expect_file, printable
 
 __all__ = ["Damaged", "ImageLoader", "Item", "Reader", "collate"]
 
@@ -49,13 +51,16 @@ class Reader(torch.utils.data.Dataset["tuple[Tensor, int] | Damaged"]):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int] | Damaged:
         try:
+            if item.content is None:
+                expect_file(Path(item.name))
             content = Path(item.name).read_bytes() if item.content is None else item.content
             with Image.open(io.BytesIO(content)) as opened:
-                image = opened.convert("RGB")  # reads all of it, and so finds what is cut short
+                image = rgb(opened)  # reads all of it, and so finds what is cut short
         except UnidentifiedImageError:
-            return Damaged(item.name, "not an image of a known format" if content else "an empty file")
+            return Damaged(printable(item.name), "not an image of a known format" if content else "an empty file")
         except Exception as error:  # decoders raise whatever their code runs into in broken files
-            return Damaged(item.name, getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error))
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
+            return Damaged(printable(item.name), printable(reason))
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(item.key)
         try:

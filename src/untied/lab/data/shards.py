@@ -24,6 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from untied.errors import UntiedError
 from untied.lab.data.folders import list_splits
 from untied.lab.data.splits import SEED
+from untied.lab.edges import ShardIndex, expect_file, load_json, validated
 
 __all__ = ["Index", "Sample", "open_index", "samples", "write_shards"]
 
@@ -148,16 +149,18 @@ def open_index(folder: Path) -> Index:
 def read_index(path: Path) -> Index:
     """Read index.json."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        shards = {path.parent / name: int(count) for name, count in sorted(fields["shards"].items())}
-        return Index(tuple(map(str, fields["classes"])), shards)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        expect_file(path)
+        fields = validated(ShardIndex, load_json(path.read_text(encoding="utf-8"), "it"), "it")
+        shards = {path.parent / name: count for name, count in sorted(fields.shards.items())}
+        return Index(tuple(map(str, fields.classes)), shards)
+    except (OSError, ValueError) as error:
         raise UntiedError(f"cannot read {path} ({error}): delete it, and it is made again") from error
 
 
 def ends(path: Path) -> bool:
     """Whether a tar file has its end, two blocks of zeros, which one that was half downloaded lacks."""
     try:
+        expect_file(path)
         with path.open("rb") as file:
             file.seek(-1024, os.SEEK_END)
             return not any(file.read())
@@ -177,10 +180,11 @@ def samples(path: Path) -> Iterator[Sample]:
         with path.open("rb") as file:
             for fields in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
                 images, label = [suffix for suffix in SUFFIXES if suffix in fields], fields.get("cls", b"").strip()
-                if len(images) != 1 or not label.isdigit():
+                if len(images) != 1 or not (label.isdigit() and len(label) <= 6):
                     raise UntiedError(
                         f"{path}: {fields['__key__']} must be one image ({', '.join(SUFFIXES)}) and .cls, a whole "
-                        f"number, but is {', '.join(key for key in fields if key[0] != '_')}: make the shard again"
+                        f"number below a million, but is {', '.join(key for key in fields if key[0] != '_')}: "
+                        "make the shard again"
                     )
                 yield Sample(f"{path}/{fields['__key__']}.{images[0]}", fields[images[0]], int(label))
     except UntiedError:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from untied.errors import UntiedError
+from untied.lab.data.pixels import rgb
+from untied.lab.edges import check_archive, expect_file, printable
 from untied.lab.neural.scores import split_half, test_retest
 from untied.lab.record import write_atomically
 
@@ -136,11 +140,15 @@ class Recording:
         try:
             if isinstance(picture, np.ndarray):
                 return Image.fromarray(picture).convert("RGB")
+            if isinstance(picture, Path):
+                expect_file(picture)
             with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-                return opened.convert("RGB")
+                return rgb(opened)
         except Exception as error:  # decoders raise whatever their code runs into in broken files
             what = str(picture) if isinstance(picture, Path) else f"image {i} of recording {self.name}"
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            reason = getattr(error, "strerror", None) or (
+                str(error) if type(error) is ValueError else type(error).__name__
+            )
             raise UntiedError(f"cannot read {what} ({reason}): repair it, or convert without it") from error
 
     def __str__(self) -> str:
@@ -224,13 +232,20 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         UntiedError: it cannot be read, or has pickled objects in it.
     """
     try:
+        expect_file(path)
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                check_archive(file, str(path))
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UntiedError(f"{path} holds one array, not an .npz of several")
             return {name: archive[name] for name in archive.files}
     except UntiedError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, NotImplementedError, RuntimeError,
+        RecursionError, SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UntiedError(f"cannot read {path} ({reason}): a recording is an .npz file, see docs/neural.md") from None
 
@@ -253,7 +268,7 @@ def read(path: Path) -> Recording:
 
 def of_arrays(arrays: Mapping[str, NDArray[Any]], folder: Path, digest: str = "") -> Recording:
     """A recording from its fields."""
-    name = str(arrays["name"])
+    name = printable(str(arrays["name"]))
     unknown = sorted(arrays.keys() - set(FIELDS))
     if unknown:
         raise UntiedError(f"recording {name} has an unknown field {unknown[0]!r}: possible are {', '.join(FIELDS)}")
@@ -277,6 +292,7 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]], folder: Path, digest: str = ""
 
     def words(key: str, length: int, default: Any = "") -> NDArray[np.str_]:
         value = np.asarray(arrays.get(key, default)).astype(np.str_)
+        value = np.array([printable(word) for word in value.ravel().tolist()], np.str_).reshape(value.shape)
         return np.full(length, value) if value.ndim == 0 else value
 
     return Recording(

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from untied.lab.plots import STYLE, colours
+from untied.lab.plots import STYLE, colours, logarithmic
 
 __all__ = ["history", "importance", "noise", "parameters", "transfer"]
 
@@ -52,6 +52,7 @@ def parameters(rows: Rows) -> Figure:
             if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
                 if min(values) > 0 and max(values) > 20 * min(values):
                     axes.set_xscale("log")
+                    logarithmic(axes.xaxis)
                 _dots(axes, own, values)
             else:
                 words = sorted({str(v) for v in values})
@@ -128,6 +129,7 @@ def noise(points: Points, models: Sequence[str]) -> Figure:
                     color=colour, marker="o", markersize=4, linewidth=1.8, label=_short(rule),
                 )  # fmt: skip
             axes.set_xscale("log")
+            logarithmic(axes.xaxis)
             if 0.0 in sigmas:
                 axes.set_xticks([left, *above], ["0", *(f"{s:g}" for s in above)])
                 axes.minorticks_off()
