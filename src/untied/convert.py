@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .algebra import Rule, Transport
 from .errors import UntiedError
 from .layers import LAYERS, Untied, backward_name, magnitude_name, untied_layers
+from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .rules import as_rule
 
@@ -118,8 +120,10 @@ def untie_(
             left[name] = f"untied already, rule {module.rule}"
         elif not matches(*chosen_as):
             left[name] = f"{type(module).__name__}, not in {shown}"
-        elif type(module) in LAYERS:
+        elif plain_type(module) in LAYERS:
             chosen[name] = module
+        elif isinstance(module, ParametrizationList):
+            left[name] = "what a parametrized kernel is made of"
         else:
             left[name] = _why_left(name, module)
     if not chosen:
@@ -138,12 +142,12 @@ def untie_(
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
         for weight in _own_weights(module):
-            W = getattr(module, weight)
-            if id(W) not in kernels:  # one weight in two modules has one backward weight in both
-                kernels[id(W)] = (rule, _backward(W, rule, init))
-            elif kernels[id(W)][0] != rule:
+            key = identity(module, weight)
+            if key not in kernels:  # one weight in two modules has one backward weight in both
+                kernels[key] = (rule, _backward(read_kernel(module, weight), rule, init))
+            elif kernels[key][0] != rule:
                 raise UntiedError(
-                    f"{name} shares its weight with a layer under rule {kernels[id(W)][0]}: give both the same rule"
+                    f"{name} shares its weight with a layer under rule {kernels[key][0]}: give both the same rule"
                 )
     converted: dict[str, str] = {}
     for name, module in chosen.items():
@@ -152,8 +156,8 @@ def untie_(
     return Report(converted, left)
 
 
-Kernels = dict[int, tuple[Rule, Tensor | None]]
-"""By the id of each weight: its rule, and its backward weight, or the magnitude that a transport rule remembers."""
+Kernels = dict[int | tuple[int, str], tuple[Rule, Tensor | None]]
+"""By the identity of each weight: its rule, and its backward weight, or the magnitude that a transport rule has."""
 
 
 def _kernels_by_id(model: nn.Module) -> Kernels:
@@ -162,12 +166,15 @@ def _kernels_by_id(model: nn.Module) -> Kernels:
     for layer in untied_layers(model).values():
         for weight in layer.own_weights():
             name = magnitude_name(weight) if isinstance(layer.rule, Transport) else backward_name(weight)
-            found[id(getattr(layer, weight))] = (layer.rule, getattr(layer, name, None))
+            found[identity(layer, weight)] = (  # type: ignore[arg-type]
+                layer.rule,
+                getattr(layer, name, None),
+            )
     return found
 
 
 def _own_weights(module: nn.Module) -> list[str]:
-    names: list[str] = LAYERS[type(module)].kernel_names(module)
+    names: list[str] = LAYERS[plain_type(module)].kernel_names(module)
     return names
 
 
@@ -179,12 +186,12 @@ def _backward(W: Tensor, rule: Rule, init: Init) -> Tensor | None:
 
 def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
     """Give a plain module its untied class, its rule, and its backward weights."""
-    weights, plain = _own_weights(module), type(module)
-    module.__class__ = LAYERS[plain]
+    weights, plain = _own_weights(module), plain_type(module)
+    rebase(module, LAYERS[plain])
     layer: Untied = module  # type: ignore[assignment]
     layer.plain_class, layer.rule = plain, rule
     for weight in weights:
-        backward = kernels[id(getattr(module, weight))][1]
+        backward = kernels[identity(module, weight)][1]
         if isinstance(backward, nn.Parameter):
             module.register_parameter(backward_name(weight), backward)
         elif backward is not None:
@@ -257,12 +264,12 @@ def _why_left(name: str, module: nn.Module) -> str:
 
 def _check_shared(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -> None:
     """Refuse to untie one of two layers that share a weight, and leave the other to backprop."""
-    owners = {id(getattr(module, w)): name for name, module in chosen.items() for w in _own_weights(module)}
+    owners = {identity(module, w): name for name, module in chosen.items() for w in _own_weights(module)}
     for name, module in modules.items():
-        if type(module) in LAYERS and name not in chosen:
-            both = next((w for w in _own_weights(module) if id(getattr(module, w)) in owners), None)
+        if plain_type(module) in LAYERS and name not in chosen:
+            both = next((w for w in _own_weights(module) if identity(module, w) in owners), None)
             if both is not None:
-                other = owners[id(getattr(module, both))]
+                other = owners[identity(module, both)]
                 raise UntiedError(
                     f"{name} shares its {both} with {other}: let the filter take both of them, or neither"
                 )
@@ -288,12 +295,11 @@ def tie_(model: nn.Module) -> nn.Module:
         module: nn.Module = layer  # type: ignore[assignment]
         for weight in layer.own_weights():
             for extra in (backward_name(weight), magnitude_name(weight)):
-                if hasattr(module, extra):
-                    delattr(module, extra)
+                remove_backward(module, extra)
         plain = layer.plain_class
         for attribute in ("rule", "plain_class", "tape", "was_called"):
             module.__dict__.pop(attribute, None)
-        module.__class__ = plain
+        rebase(module, plain)
     return model
 
 

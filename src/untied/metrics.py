@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .errors import UntiedError
 from .geometry import Geometry
 from .layers import Untied, untied_layers
+from .parametrized import leaves
 from .rules import Backpropagation
 
 __all__ = ["AlignmentTable", "LayerAlignment", "angle", "gradient_angle", "measure", "norm_ratios", "weight_angles"]
@@ -140,7 +141,7 @@ def _row(
             for side, K in enumerate((W, B)):
                 projections[side].append(geometry.project(x, K).flatten())
                 errors[side].append(geometry.reconstruct(g, K, like=x).flatten())
-    weights = [id(getattr(layer, w)) for w in layer.own_weights()]
+    weights = [id(p) for w in layer.own_weights() for p in leaves(layer, w)]  # type: ignore[arg-type]
     weights = [w for w in weights if w in pseudo and w in exact]
     W, B = _kernels(layer)
     return LayerAlignment(

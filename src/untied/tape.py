@@ -81,6 +81,7 @@ class Tape:
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
         self.called: list[Untied] = []
+        self.made: dict[tuple[Untied, str], tuple[Tensor, Tensor]] = {}  # kernels that are parametrized
         self.handed_over: Tensor | None = None
         self.values: dict[str, Tensor] = {}
         self.connections: dict[Key, Connection] = {}
