@@ -337,7 +337,6 @@ class Odd(nn.Linear):
         (lambda: nn.LazyLinear(3), ["LazyLinear", "forward pass before"]),
         (lambda: nn.LazyConv2d(3, 3), ["LazyConv2d", "forward pass before"]),
         (lambda: Odd(3, 3), ["1 is Odd", "subclass of Linear", "register_layer(Odd)"]),
-        (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), ["ParametrizedLinear", "Linear"]),
     ],
 )
 def test_what_cannot_be_untied_is_an_error_that_changes_nothing(make: Any, parts: list[str]) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .algebra import Rule
 from .errors import UntiedError
 from .layers import LAYERS, Untied, beside_name, untied_layers
+from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .rules import as_rule
 
@@ -134,9 +136,11 @@ def untie_(
             left[name] = f"untied already, rule {module.rule}"
         elif not matches(*chosen_as):
             left[name] = f"{type(module).__name__}, not in {shown}"
-        elif type(module) in LAYERS:
+        elif plain_type(module) in LAYERS:
             chosen[name] = module
             unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
+        elif isinstance(module, ParametrizationList):
+            left[name] = "what a parametrized kernel is made of"
         else:
             left[name] = _why_left(name, module, allowed)
             unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
@@ -162,12 +166,13 @@ def untie_(
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
         for weight in _own_weights(module):
-            W = getattr(module, weight)
-            if id(W) not in kernels:  # one weight in two modules has one backward weight in both
-                kernels[id(W)] = (rule, rule.beside(W, partial(_initial, W, init)))
-            elif kernels[id(W)][0] != rule:
+            key = identity(module, weight)
+            W = read_kernel(module, weight)
+            if key not in kernels:  # one weight in two modules has one backward weight in both
+                kernels[key] = (rule, rule.beside(W, partial(_initial, W, init)))
+            elif kernels[key][0] != rule:
                 raise UntiedError(
-                    f"{name} shares its weight with a layer under rule {kernels[id(W)][0]}: give both the same rule"
+                    f"{name} shares its weight with a layer under rule {kernels[key][0]}: give both the same rule"
                 )
     converted: dict[str, str] = {}
     for name, module in chosen.items():
@@ -176,8 +181,8 @@ def untie_(
     return Report(converted, left)
 
 
-Kernels = dict[int, tuple[Rule, dict[str, Tensor | None]]]
-"""By the id of each weight: its rule, and what that keeps beside it."""
+Kernels = dict[int | tuple[int, str], tuple[Rule, dict[str, Tensor | None]]]
+"""By the identity of each weight: its rule, and what that keeps beside it."""
 
 
 def _kernels_by_id(model: nn.Module) -> Kernels:
@@ -185,23 +190,23 @@ def _kernels_by_id(model: nn.Module) -> Kernels:
     found: Kernels = {}
     for layer in untied_layers(model).values():
         for weight in layer.own_weights():
-            found[id(getattr(layer, weight))] = (layer.rule, layer.beside(weight))
+            found[identity(layer, weight)] = (layer.rule, layer.beside(weight))  # type: ignore[arg-type]
     return found
 
 
 def _own_weights(module: nn.Module) -> list[str]:
-    names: list[str] = LAYERS[type(module)].kernel_names(module)
+    names: list[str] = LAYERS[plain_type(module)].kernel_names(module)
     return names
 
 
 def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
     """Give a plain module its untied class, its rule, and its backward weights."""
-    weights, plain = _own_weights(module), type(module)
-    module.__class__ = LAYERS[plain]
+    weights, plain = _own_weights(module), plain_type(module)
+    rebase(module, LAYERS[plain])
     layer: Untied = module  # type: ignore[assignment]
     layer.plain_class, layer.rule = plain, rule
     for weight in weights:
-        for key, kept in kernels[id(getattr(module, weight))][1].items():
+        for key, kept in kernels[identity(module, weight)][1].items():
             if isinstance(kept, nn.Parameter):
                 module.register_parameter(beside_name(weight, key), kept)
             elif kept is not None:
@@ -317,12 +322,12 @@ def _why_left(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> s
 
 def _check_shared(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -> None:
     """Refuse to untie one of two layers that share a weight, and leave the other to backprop."""
-    owners = {id(getattr(module, w)): name for name, module in chosen.items() for w in _own_weights(module)}
+    owners = {identity(module, w): name for name, module in chosen.items() for w in _own_weights(module)}
     for name, module in modules.items():
-        if type(module) in LAYERS and name not in chosen:
-            both = next((w for w in _own_weights(module) if id(getattr(module, w)) in owners), None)
+        if plain_type(module) in LAYERS and name not in chosen:
+            both = next((w for w in _own_weights(module) if identity(module, w) in owners), None)
             if both is not None:
-                other = owners[id(getattr(module, both))]
+                other = owners[identity(module, both)]
                 raise UntiedError(
                     f"{name} shares its {both} with {other}: let the filter take both of them, or neither"
                 )
@@ -347,13 +352,12 @@ def tie_(model: nn.Module) -> nn.Module:
     for layer in untied_layers(model).values():
         module: nn.Module = layer  # type: ignore[assignment]
         for weight in layer.own_weights():
-            for key, kept in layer.beside(weight).items():
-                if kept is not None:
-                    delattr(module, beside_name(weight, key))
+            for key in layer.rule.keeps:
+                remove_backward(module, beside_name(weight, key))
         plain = layer.plain_class
         for attribute in ("rule", "plain_class", "listeners", "was_called", "patches", "visited"):
             module.__dict__.pop(attribute, None)
-        module.__class__ = plain
+        rebase(module, plain)
     return model
 
 

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
 
 from .algebra import Rule
 from .autograd import cast_for_autocast, untied_operation
 from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import DENSE, Convolution, Geometry
+from .parametrized import leaves, read_kernel
+from .tape import Tape
 
 __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers"]
 
@@ -84,7 +87,7 @@ class Untied:
         W = getattr(self, weight)
         b = None if bias is None else getattr(self, bias)
         B = self.backward_kernel(weight, W)
-        kernels = W, B
+        kernels = self._targets(weight, W, B)
         if part is not None:
             W, B, b = W[part], B[part], None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
@@ -97,6 +100,20 @@ class Untied:
             self._warn_unrecorded()
         return y
 
+    def _targets(self, weight: str, W: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """What R's gradients go to. A parametrized kernel is made anew at each call; its first one stands for all."""
+        name = backward_name(weight)
+        module: Any = self
+        tape = self.tape
+        if tape is None or not (is_parametrized(module, weight) or is_parametrized(module, name)):
+            return W, B
+        if (self, weight) not in tape.made:
+            if not torch.is_grad_enabled():  # a mirror phase: errors of R go on to what the kernels are made of
+                with torch.enable_grad():
+                    W, B = read_kernel(module, weight), self.backward_kernel(weight, W)
+            tape.made[self, weight] = W, B
+        return tape.made[self, weight]
+
     def backward_kernel(self, weight: str, W: Tensor) -> Tensor:
         """B in W's layout: the parameter, or what a transport rule makes of W now."""
         return self.rule.kernel(W, self.beside(weight))
@@ -105,13 +122,18 @@ class Untied:
         """What its rule keeps beside a weight, by the rule's own names."""
         return {key: getattr(self, beside_name(weight, key), None) for key in self.rule.keeps}
 
+    @property
+    def tape(self) -> Tape | None:
+        """The recording that is going on, if any."""
+        return next((listener for listener in self.listeners if isinstance(listener, Tape)), None)
+
     def geometry_of(self, weight: str) -> Geometry:
         """How this layer uses one of its kernels, up to sizes that its input decides."""
         return self.geometry()
 
     def backward_parameters(self) -> list[nn.Parameter]:
         """Its backward weights; none under a transport rule."""
-        return [B for w in self.own_weights() if (B := getattr(self, backward_name(w), None)) is not None]
+        return [B for w in self.own_weights() for B in leaves(self, backward_name(w))]  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy: nobody listens to a copy that is made inside record()."""
@@ -124,7 +146,7 @@ class Untied:
     @classmethod
     def kernel_names(cls, module: nn.Module) -> list[str]:
         """The names of the kernels that a layer of this type has, be it untied yet or plain."""
-        return [w for w in cls.weights if getattr(module, w, None) is not None]
+        return [w for w in cls.weights if is_parametrized(module, w) or getattr(module, w, None) is not None]
 
     @property
     def weight_device(self) -> torch.device:

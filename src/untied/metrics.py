@@ -25,6 +25,7 @@ from .algebra import Visit
 from .call import Call
 from .errors import UntiedError
 from .layers import Untied, untied_layers
+from .parametrized import leaves
 from .rules import Backpropagation
 from .tape import listening
 
@@ -158,7 +159,7 @@ def _row(
             for side, K in enumerate((call.W, call.B)):
                 projections[side].append(call.geometry.project(call.x, K).flatten())
                 errors[side].append(call.geometry.reconstruct(g, K, like=call.x).flatten())
-    weights = [id(getattr(layer, w)) for w in layer.own_weights()]
+    weights = [id(p) for w in layer.own_weights() for p in leaves(layer, w)]  # type: ignore[arg-type]
     weights = [w for w in weights if w in pseudo and w in exact]
     W, B = _kernels(layer)
     return LayerAlignment(

@@ -97,6 +97,11 @@ class MirroredKolenPollack(Rule):
 
     def settle(self, visit: Visit) -> None:
         """B takes what W has been moved by since."""
+        if not isinstance(visit.beside["backward_weight"], nn.Parameter):
+            raise UntiedError(
+                f"layer {visit.name}: {self.name} moves B itself, and a parametrization makes B anew at each call: "
+                "take it off B, or use another rule for this layer"
+            )
         with torch.no_grad():
             B, follows, W = visit.beside["backward_weight"], visit.beside["backward_follows"], visit.W.detach()
             B.data.add_(W - follows)  # .data: a graph that was recorded before keeps its own right to B

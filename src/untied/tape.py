@@ -22,6 +22,7 @@ from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import Geometry
 from .operations import Signals
+from .parametrized import read_kernel
 from .primitives import Primitive
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Tape:
         self.resting: dict[int, bool] = {}
         self.called: list[Untied] = []
         self.patches: dict[int, int] = {}
+        self.made: dict[tuple[Untied, str], tuple[Tensor, Tensor]] = {}  # kernels that are parametrized
         self.handed_over: Tensor | None = None
         self.values: dict[str, Tensor] = {}
         self.connections: dict[Key, Connection] = {}
@@ -309,7 +311,7 @@ def visit(layers: Mapping[str, Untied], step: int | None, align: bool) -> None:
         if not layer.rule.moves_itself:
             continue
         for weight in layer.own_weights():
-            W, beside = getattr(layer, weight), layer.beside(weight)
+            W, beside = read_kernel(layer, weight), layer.beside(weight)  # type: ignore[arg-type]
             if id(beside["backward_weight"]) in seen:
                 continue
             seen.add(id(beside["backward_weight"]))
