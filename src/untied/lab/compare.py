@@ -173,7 +173,8 @@ def raise_failure(futures: list[Future[None]]) -> None:
         error = future.exception() if future.done() and not future.cancelled() else None
         if isinstance(error, BrokenProcessPool):
             raise UntiedError(
-                "a training process was killed, perhaps for want of memory: use fewer --workers"
+                "a training process did not start, or was killed, perhaps for want of memory: use fewer --workers; "
+                "in a script, call compare() under  if __name__ == '__main__':  or with workers=0"
             ) from error
         if error is not None:
             raise error
