@@ -131,6 +131,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
         expect_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if set(metadata) - {"untied", "digest", "format"}:  # a damaged key would hide the digest
+                raise UntiedError("its header has unknown fields")
             if "untied" not in metadata:
                 raise UntiedError("its header has no 'untied'")
             header = load_json(metadata["untied"], "its header")
