@@ -277,6 +277,8 @@ def _unknown_kernels(name: str, module: nn.Module, allowed: Callable[[str], bool
     """Parameters through which errors would silently be backprop's, learning or frozen: their names and shapes."""
     if any(isinstance(module, harmless) for harmless in _KNOWN_HARMLESS):
         return []
+    if plain_type(module) in LAYERS and any(identity(module, w) == (id(module), w) for w in _own_weights(module)):
+        return []  # a registered layer whose kernel is made of its parameters
     found = {n: p for n, p in _matrices(name, module).items() if not allowed(n)}
     return [(n, tuple(p.shape)) for n, p in found.items() if not _is_added(n)]
 

@@ -356,8 +356,10 @@ def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-FREE = ("out", "overwrite", "tracker", "checkpoint_minutes", "data.root", "data.workers", "data.download")
-"""Settings that change neither weights nor metrics: a run may go on with others."""
+FREE = ("out", "overwrite", "tracker", "checkpoint_minutes", "data.root", "data.workers", "data.download",
+        "devices.accelerator", "devices.devices", "devices.nodes")  # fmt: skip
+"""Settings that say where a run is and how it is watched: it may go on with others. The number of processes is asked
+for by itself."""
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
