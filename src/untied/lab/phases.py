@@ -33,7 +33,7 @@ class Plan:
     @property
     def apart(self) -> bool:
         """Whether the rule can align without the task."""
-        return self.rule.aligns and not self.rule.copies_gradient
+        return self.rule.moves_itself or (self.rule.aligns and not self.rule.copies_gradient)
 
     @property
     def delay(self) -> int:
