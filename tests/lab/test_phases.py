@@ -66,3 +66,10 @@ def test_weights_follow_their_schedule() -> None:
 def test_contradictions_are_named(make, said: str) -> None:
     with pytest.raises(UntiedError, match=said.replace("(", r"\(")):
         make()
+
+
+def test_a_rule_that_moves_B_itself_measures_in_every_step() -> None:
+    """It has no R to descend, and rested unseen while it was asked for R alone."""
+    for rule, measures in (("mkp", True), ("fa", False)):
+        plan = Plan(PhaseConfig(), parse(rule), epochs=2, length=3)
+        assert all(plan.trained(step) == (True, measures) for step in range(6))

@@ -33,7 +33,7 @@ class Plan:
     @property
     def apart(self) -> bool:
         """Whether the rule can align without the task."""
-        return self.rule.moves_itself or (self.rule.aligns and not self.rule.copies_gradient)
+        return self.rule.aligns and not self.rule.copies_gradient
 
     @property
     def delay(self) -> int:
@@ -59,7 +59,7 @@ class Plan:
     def trained(self, step: int) -> tuple[bool, bool]:
         """Whether a step trains the task, and whether it aligns."""
         if not self.rule.aligns:
-            return True, False
+            return True, self.rule.moves_itself  # such a rule measures when a step is recorded
         if not self.apart:
             return True, True
         epoch, config = step // self.length - self.delay, self.config
