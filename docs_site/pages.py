@@ -127,7 +127,9 @@ def examples() -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {}
     for kind in LAYERS:
         if kind.__module__.startswith("torch.nn") and kind.__name__ in vars(nn):
-            size = "8, 2" if kind is nn.MultiheadAttention else "4, 8" if kind is nn.Linear else "4, 8, 3, groups=2"
+            size = (
+                "8, 2" if kind is nn.MultiheadAttention else "4, 8, 3, groups=2" if "Conv" in kind.__name__ else "4, 8"
+            )
             made[f"{kind.__name__}({size})"] = eval(f"kind({size})", {"kind": kind})
     made["MultiheadAttention(8, 2, kdim=4, vdim=6)"] = nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
     return made
