@@ -16,7 +16,7 @@ import untied
 from untied.algebra import OPTIONS
 from untied.lab.cli import COMMANDS, main
 from untied.lab.config import PRESETS
-from untied.layers import LAYERS, untied_layers
+from untied.layers import LAYERS, backward_name, untied_layers
 from untied.primitives import PRIMITIVES
 from untied.rules import taxonomy
 from untied.schedules import SCHEDULES
@@ -31,8 +31,12 @@ MODULES = {
     "untied.operations": "what a rule sees of a layer",
     "untied.geometry": "a layer as a linear map",
     "untied.layers": "the untied layer classes, and how to add one",
+    "untied.recurrent": "RNN, LSTM, GRU and their cells, made of untied kernels",
+    "untied.call": "the value that a layer hands to its listeners",
     "untied.tape": "R of one forward pass",
+    "untied.mirror": "the mirrored Kolen–Pollack rule, and calibration by noise",
     "untied.metrics": "angles and norm ratios",
+    "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
     "untied.dynamics": "flow, fixed points and regimes of a rule",
 }
 """The documented modules, in reading order. A test checks that every public module of `untied` is one of them."""
@@ -142,7 +146,7 @@ def shapes() -> str:
         untied.untie_(layer, "fa")
         for part, inner in untied_layers(layer).items():
             for weight in inner.own_weights():
-                B = weight.removesuffix("weight") + "backward_weight"
+                B = backward_name(weight)
                 prefix = f"{part}." if part else ""
                 size = tuple(getattr(inner, weight).shape), tuple(getattr(inner, B).shape)
                 rows.append((f"`nn.{call}`", f"`{prefix}{weight}`", str(size[0]), f"`{prefix}{B}`", str(size[1])))

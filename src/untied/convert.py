@@ -264,7 +264,7 @@ def _is_matrix(p: Tensor) -> bool:
 
 def _matrices(name: str, module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters that may be kernels and that its untied class, if it has one, does not know."""
-    known = LAYERS[type(module)].weights if type(module) in LAYERS else ()
+    known = _own_weights(module) if plain_type(module) in LAYERS else ()
     own = {n: p for n, p in module.named_parameters(recurse=False) if n not in known}
     return {
         f"{name}.{n}" if name else n: p

@@ -135,7 +135,9 @@ class MirroredKolenPollack(Rule):
         m = needed_patches(fan_in) if self.noise == "lattice" else patches or fan_in
         with torch.no_grad(), seeded(stream, evaluations, W.device):
             estimate = measured(W, visit.geometry, m, self.noise)
-            exact = self.noise in ("codes", "lattice") and m == needed_patches(fan_in)
+            exact = (
+                self.noise in ("codes", "lattice") and m >= fan_in and m == needed_patches(m)
+            )  # all codes, each once
             gain = 1.0 if exact else max(m / (fan_in / PRIOR + total + m), self.forget)
             B.data.lerp_(estimate.to(B.dtype), gain)
             visit.beside["backward_heard"][1:3].add_(torch.tensor([m, 1], device=B.device))
@@ -209,7 +211,7 @@ def measured(W: Tensor, geometry: Geometry, patches: int, noise: str) -> Tensor:
     """An unbiased estimate of W, in its layout, from the layer's own response to noise: correlate(ξ, T_W ξ) / patches.
 
     Its relative variance is i/patches, more exactly (i + 1)/patches for normal noise, (i − 0.2)/patches for uniform.
-    Codes of ±1 have (i − 1)/patches at most, and none where their number is `needed_patches`.
+    Codes of ±1 have (i − 1)/patches at most, and none where their number is a power of two from i on.
 
     Args:
         W: [o, i/groups, ...], as the geometry's legend says. patches: of noise, one input at one position each.
