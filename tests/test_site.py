@@ -211,7 +211,12 @@ def test_pages_in_a_browser(browser: Any, site: Path, address: str, tmp_path: Pa
         browser.get(f"{address}/{page}")
         # The theme's own switch remembers its first answer for the whole visit: set what it would set.
         name = "default" if scheme == "light" else "slate"
-        browser.execute_script("document.body.setAttribute('data-md-color-scheme', arguments[0])", name)
+        # Its colours change over a quarter of a second, which would be measured half-way.
+        browser.execute_script(
+            "document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>');"
+            "document.body.setAttribute('data-md-color-scheme', arguments[0])",
+            name,
+        )
         faults += [f"{page}: {fault}" for fault in browser.execute_script(FAULTS)]
         faults += [f"{page}: {entry['message']}" for entry in browser.get_log("browser")]
         shot = tmp_path / f"{page.replace('/', '_')}.png"
