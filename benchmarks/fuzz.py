@@ -11,28 +11,48 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import optuna
 import torch
 
 from untied.errors import UntiedError
-from untied.lab import checkpoint
+from untied.lab import checkpoint, processes
 from untied.lab.checkpoint import Position
 from untied.lab.config import OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.data import DataConfig
 from untied.lab.data.shards import read_index
 from untied.lab.edges import printable
 from untied.lab.neural import recording
+from untied.lab.processes import LOCK, Lock, here
 from untied.lab.reading import read_yaml
+from untied.lab.secrets import redacted
+from untied.lab.study.config import TransferConfig
+from untied.lab.study.recover import recover
+from untied.lab.study.run import run
+from untied.lab.study.storage import load, open_storage
 
 SLOW = 10.0  # seconds
+processes.WATCH = 0.05  # as long as a lock of nobody known is watched
+SMALL = TrainConfig(
+    model="mlp-8",
+    epochs=1,
+    angles="weights",
+    data=DataConfig(
+        "synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12, validation=0.2
+    ),
+)
 ATOMS = ["amp", "decay", "null", "sa", "ia", "kp", "wm(", "linear(0,1)", "@", "SGD(lr=", "*a", "1e300/1e-300", "1e-9",
          "-", "+", "*", "/", "(", ")", "=", ",", "9" * 400, "every", " ", "\x00", "é", "none"]  # fmt: skip
 YAML = ["rule", "seed", "data", "epochs", ": ", "\n", "  ", "[", "]",
@@ -104,8 +124,61 @@ def name(draw: random.Random, folder: Path) -> None:
         raise AssertionError("a name is not escaped")
 
 
+def address(draw: random.Random, folder: Path) -> None:
+    pieces = ["postgresql", "mysql", ":", "/", "//", "me", "host", "/d", "?", "sslpassword=", "&", "@", "x", " ", "é"]
+    text = "".join(draw.choices(pieces, k=draw.randint(0, 8)))
+    if "secret" in redacted(f"{text}me:secret@host/{draw.choice(pieces)}"):
+        raise AssertionError("a password is shown")
+
+
+def lock(draw: random.Random, folder: Path) -> None:
+    path = folder / LOCK
+    path.write_bytes(flipped(json.dumps(here() | {"pid": draw.choice(VALUES)}).encode(), draw))
+    with Lock(folder):
+        pass
+    if path.exists():
+        raise AssertionError("a lock is left behind")
+
+
+def journal(draw: random.Random, folder: Path) -> None:
+    path = folder / f"{draw.random()}.log"
+    made = optuna.create_study(storage=open_storage(f"journal:{path}"), study_name="s")
+    made.ask().suggest_float("x", 0, 1)
+    path.write_bytes(flipped(path.read_bytes(), draw))
+    load(open_storage(f"journal:{path}"), "s")
+
+
+def trial(draw: random.Random, folder: Path) -> None:
+    """A study's folder from a stranger, whose database is gone."""
+    with quiet():
+        path = folder / f"study-{draw.random()}"
+        shutil.copytree(folder / "study", path, ignore=shutil.ignore_patterns("study.db*"))
+        file = draw.choice([path / "definition.json", path / "results.json", *(path / "runs").glob("*/trial.json")])
+        given = json.loads(file.read_text())
+        if isinstance(given, dict) and draw.random() < 0.5:
+            given[draw.choice(list(given))] = draw.choice(VALUES)
+            file.write_text(json.dumps(given))
+        else:
+            file.write_bytes(flipped(file.read_bytes(), draw))
+        try:
+            recover(path, f"sqlite:///{path / 'study.db'}")
+        finally:
+            shutil.rmtree(path)
+
+
+def make_study(path: Path) -> None:
+    with quiet():
+        run(TransferConfig(run=SMALL, rules=("bp",), models=("mlp-8",), seeds=1, workers=0, out=path))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        yield
+
+
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
-    f.__name__: f for f in (rule, config, header, weights, index, npz, name)
+    f.__name__: f for f in (rule, config, header, weights, index, npz, name, address, lock, journal, trial)
 }
 
 
@@ -114,13 +187,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Malformed inputs by the thousand.")
     parser.add_argument("--count", type=int, default=1200, help="inputs, over all kinds")
     parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long, whatever the count")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0, help="of the first input; each next one counts on")
     given = parser.parse_args()
     taken, refused, failed, worst = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    began, number = time.monotonic(), 0
+    number = 0
     with tempfile.TemporaryDirectory() as folder:
+        if "trial" in given.kinds:
+            make_study(Path(folder) / "study")
+        began = time.monotonic()
         while number < given.count or time.monotonic() - began < 60 * given.minutes:
-            kind = list(KINDS)[number % len(KINDS)]
+            kind = given.kinds[number % len(given.kinds)]
             start = time.monotonic()
             try:
                 KINDS[kind](random.Random(given.seed + number), Path(folder))
@@ -140,7 +217,7 @@ def main() -> int:
                 print(f"{kind}, seed {given.seed + number}: took {seconds:.1f} s")
             number += 1
     print("| input | taken | refused in one line | failed | slowest, ms |\n|---|--:|--:|--:|--:|")
-    for kind in KINDS:
+    for kind in given.kinds:
         print(f"| {kind} | {taken[kind]} | {refused[kind]} | {failed[kind]} | {worst[kind]} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{number} inputs, {failed.total()} failed, peak memory of the process {peak} MB")

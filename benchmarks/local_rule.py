@@ -24,7 +24,8 @@ from untied.lab.record import RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "local-rule"
 LATTICE = "mkp(noise=lattice)"
-RULES = ("bp", "mkp", LATTICE, "sa", "kp", "fa")
+END = "<!-- /tables -->"
+RULES = ("bp", "mkp", LATTICE, "tuned:sa", "tuned:kp", "fa")
 PLAIN = "mlp-" + "-".join(["64"] * 19)
 
 NETWORKS: dict[str, tuple[str, int, list[str]]] = {
@@ -86,10 +87,10 @@ def page() -> None:
             cell = f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f}"
             text.append(f"| `{row['rule']}` | {cell} | {difference} | {' | '.join(angles)} |")
         text.append("")
-    notes = OUT / "notes.md"
-    text += [notes.read_text()] if notes.is_file() else []
-    (OUT / "README.md").write_text("\n".join(text))
-    print(OUT / "README.md")
+    readme = OUT / "README.md"
+    below = readme.read_text().partition(END)[2] if readme.is_file() else "\n"  # what was written by hand stays
+    readme.write_text("\n".join(text) + f"{END}{below}")
+    print(readme)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(path: str) -> None:
-    """Copy table.md, with the commit and machine that made it, and figures/accuracy.png."""
+    """Copy table.md, with the commit and machine that made it, and figures/results.png."""
     run = RunFolder.open(path)
     config, made = run.config(), run.environment()
     about = (
@@ -28,7 +28,7 @@ def main(path: str) -> None:
     table = f"\\1\n\n{(run.path / 'table.md').read_text()}\n{about}\n\n\\2"
     readme.write_text(re.sub(r"(<!-- table: .*? -->).*?(<!-- /table -->)", table, readme.read_text(), flags=re.S))
     (ROOT / "docs/images").mkdir(exist_ok=True)
-    shutil.copy(run.path / "figures/accuracy.png", ROOT / "docs/images/compare.png")
+    shutil.copy(run.path / "figures/results.png", ROOT / "docs/images/compare.png")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RULES = ("bp", "sa")
+RULES = ("bp", "tuned:sa")
 STEPS, MEASURES, START, REST = "training steps", "evaluation and angles", "start and imports", "the rest"
 DATA, BUILD, DATABASE, FILES, PAGE = "data", "building networks", "database", "files", "table, figures and page"
 ABOUT = """\

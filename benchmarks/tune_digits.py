@@ -2,7 +2,7 @@
 
     python benchmarks/tune_digits.py --out runs/tune [RULE ...]
 
-The test split is not looked at. Each rule's settings are listed best first. About a quarter of an hour on 2 cores.
+The test split is not looked at. Each rule's settings are listed best first. About half an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -34,6 +34,21 @@ SETTINGS = {
             for options, lr in itertools.product(("positions=mean", NOISE), (0.01, 0.1))
         ),
     ],
+    "dfa": [f"dfa(kernel=position, scale={scale})" for scale in (0.1, 0.3, 1, 3)],
+    "sdfa": [f"sdfa(kernel=position, scale={scale})" for scale in (0.0003, 0.001, 0.003, 0.01, 0.1)],
+    "drtp": [f"drtp(kernel=position, scale={scale})" for scale in (0.0003, 0.001, 0.003, 0.01, 0.1)],
+    "dkp": [
+        *(
+            f"dkp(decay={decay}, kernel=position, scale={scale})"
+            for decay, scale in itertools.product((0.001, 0.01), (0.1, 0.3, 1))
+        ),
+        *(
+            f"dkp(copy={copy}, decay={decay}, kernel=position, scale=0.3)"
+            for copy, decay in itertools.product((0.00001, 0.0001, 0.001, 0.01, 0.1), (0, 0.001))
+        ),
+    ],
+    "pfa": [f"pfa(decay={decay})" for decay in (0.001, 0.003, 0.01, 0.03)],
+    "ldfa": [f"ldfa(rank=4, decay={decay})" for decay in (0.001, 0.01)],
 }
 
 
@@ -48,7 +63,9 @@ def main() -> int:
         if name not in SETTINGS:
             parser.error(f"unknown rule {name!r}: possible are {', '.join(SETTINGS)}")
     entries = tuple(entry for name in chosen.rules or SETTINGS for entry in SETTINGS[name])
-    config = CompareConfig(rules=entries, seeds=chosen.seeds, evaluate_on="validation", timing_steps=0, out=chosen.out)
+    config = CompareConfig(
+        rules=entries, seeds=chosen.seeds, evaluate_on="validation", timing_steps=0, out=chosen.out, frozen=False
+    )
     code = compare(config)
     rows = {row["text"]: row for row in RunFolder.open(chosen.out).read_json("results.json")}
     for row in sorted(rows.values(), key=lambda row: -(row["accuracy_mean"] or 0)):

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable
 from unittest import mock
 
 import torch
@@ -15,7 +14,8 @@ from torch import nn
 import untied
 from untied.algebra import OPTIONS
 from untied.lab.cli import COMMANDS, main
-from untied.lab.config import PRESETS
+from untied.lab.config import PRESETS, CompareConfig, TrainConfig
+from untied.lab.reading import settings_of
 from untied.layers import LAYERS, backward_name, untied_layers
 from untied.primitives import PRIMITIVES
 from untied.rules import taxonomy
@@ -34,7 +34,20 @@ MODULES = {
     "untied.recurrent": "RNN, LSTM, GRU and their cells, made of untied kernels",
     "untied.call": "the value that a layer hands to its listeners",
     "untied.tape": "R of one forward pass",
+    "untied.foreign": "layers of transformers, torchvision and timm",
+    "untied.audit": "what a training loop may have forgotten",
+    "untied.routes": "how the error at a layer's output becomes the error at its input",
+    "untied.rule": "a rule: a route times a motion",
+    "untied.aligned": "the rules of the paper, whose B is moved by R",
+    "untied.transport": "rules whose B is a function of W",
+    "untied.direct": "rules that broadcast the output's error",
+    "untied.product": "rules that carry the error through two kernels",
+    "untied.broadcast": "the broadcast route and what it needs of a network",
     "untied.mirror": "the mirrored Kolen–Pollack rule, and calibration by noise",
+    "untied.spiking": "spiking units, and what the discontinuity at their threshold says of W",
+    "untied.estimated": "the rule whose B follows that estimate",
+    "untied.targets": "target propagation on networks made of blocks",
+    "untied.reversing": "cutting a network into blocks, and the feedback network of each",
     "untied.metrics": "angles and norm ratios",
     "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
     "untied.dynamics": "flow, fixed points and regimes of a rule",
@@ -60,10 +73,13 @@ def rules() -> str:
         for name, p in PRIMITIVES.items()
     ]
     named = [
-        (f"`{r['name']}`", str(r["rule"]), str(r["formula"]), yes[bool(r["local"])], f"{r['cost']:.2f}")
+        (
+            f"`{r['name']}`", str(r["rule"]), str(r["formula"]) or "—", str(r["sends"]), yes[bool(r["local"])],
+            f"{r['cost']:.2f}",
+        )
         for r in taxonomy()
-    ]
-    presets = [(f"`{name}`", f"`{text}`") for name, text in PRESETS.items()]
+    ]  # fmt: skip
+    presets = [(f"`tuned:{name}`", f"`{text}`") for name, text in PRESETS.items()]
     return f"""# Rules and primitives
 
 This page is written by the code when the site is built. [Rules](../rules.md) says which one to choose.
@@ -76,9 +92,10 @@ Table 1 of the paper. A rule is a sum of these, each with a coefficient.
 
 ## Named rules
 
-Table 2 of the paper. Cost is counted in multiplications over backpropagation's.
+Table 2 of the paper, and the rules around it. *Error* is what reaches a layer: the error g at its output, or e, the
+error of the network's output. Cost is counted in multiplications over backpropagation's.
 
-{table(("name", "class", "R, with every coefficient at 1", "local", "cost"), named)}
+{table(("name", "class", "R, with every coefficient at 1", "error", "local", "cost"), named)}
 
 ## Options
 
@@ -90,9 +107,10 @@ A coefficient is a number, a schedule, or one of the statistics {", ".join(f"`{s
 
 {table(("schedule", "write"), [(f"`{n}`", f"`{s.usage}`") for n, s in SCHEDULES.items()])}
 
-## Settings of `untied compare`
+## Tuned settings
 
-`untied compare` gives a bare name the settings that were tuned on digits.
+A bare name is exactly the rule, in the library and in every command. `tuned:NAME` has the settings that were tuned on
+digits.
 
 {table(("name", "stands for"), presets)}
 """
@@ -116,14 +134,21 @@ def commands() -> str:
     names = [word for command in COMMANDS for word in SUBCOMMANDS.get(command, [command])]
     parts = [
         "# Commands\n\nThis page is what the commands print for `--help`, written when the site is built.",
-        table(("command", "what it does"), [(f"`untied {n}`", summary(f)) for n, f in COMMANDS.items()]),
+        table(("command", "what it does"), [(f"`untied {n}`", f.help) for n, f in COMMANDS.items()]),
     ]
     parts += [f"## untied {name}\n\n```text\n{help_of(name)}\n```" for name in names]
+    parts += [f"## Settings of untied {kind.command}\n\n{settings(kind)}" for kind in (TrainConfig, CompareConfig)]
     return "\n\n".join(parts) + "\n"
 
 
-def summary(run: Callable[..., object]) -> str:
-    return (run.__doc__ or "").splitlines()[0]
+def settings(kind: type[TrainConfig] | type[CompareConfig]) -> str:
+    """Every setting, with a flag of its own or without."""
+    rows = [
+        (f"`{path}`", f"`{default}`", text, "" if rare else "yes") for path, default, text, rare in settings_of(kind)
+    ]
+    return "`--set PATH=VALUE` sets any of them, and so does YAML.\n\n" + table(
+        ("path", "default", "what it is", "has a flag"), rows
+    )
 
 
 def examples() -> dict[str, nn.Module]:

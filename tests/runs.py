@@ -18,8 +18,8 @@ from untied.lab.data import DataConfig
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12)
 WORDS = [
-    "--model", "mlp-8", "--data", "synthetic", "--data.synthetic-shape", "1", "4", "4", "--data.synthetic-classes", "3",
-    "--data.synthetic-count", "60", "--data.batch-size", "12", "--devices.accelerator", "cpu",
+    "--model", "mlp-8", "--data", "synthetic", "--set", "data.synthetic_shape=[1,4,4]", "data.synthetic_classes=3",
+    "data.synthetic_count=60", "--data.batch-size", "12", "--devices.accelerator", "cpu",
 ]  # fmt: skip
 
 

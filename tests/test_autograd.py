@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,6 +91,71 @@ def test_second_derivatives_are_the_oracles() -> None:
         results.append(torch.autograd.grad(dx.square().sum(), (x, W)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def gradient_penalty(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of WGAN-GP's term in every parameter, and in x."""
+    (dx,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    named = {"x": x} | {n: p for n, p in model.named_parameters() if p.requires_grad}
+    penalty = (dx.flatten(1).norm(dim=1) - 1).square().mean()
+    return dict(zip(named, torch.autograd.grad(penalty, list(named.values()), allow_unused=True), strict=True))
+
+
+@pytest.mark.parametrize("needs", [True, False], ids=["input", "no input"])
+def test_gradients_of_gradients_under_bp_are_pytorchs(needs: bool) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 4), nn.Softplus(), nn.Linear(4, 1)
+        ).double()
+
+    plain, model = make(), make()
+    untied.untie_(model, "bp")
+    x = torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=needs)
+    if needs:
+        got, wanted = gradient_penalty(model, x), gradient_penalty(plain, x)
+    else:  # of the gradients in the parameters, as MAML and influence functions take them
+        got, wanted = ({n: g for n, g in hessian_product(m, x).items()} for m in (model, plain))
+    assert got.keys() == wanted.keys() and all((got[n] is None) == (g is None) for n, g in wanted.items())
+    for name, g in wanted.items():
+        torch.testing.assert_close(got[name], g, msg=name)
+
+
+def hessian_product(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    first = torch.autograd.grad(model(x).square().mean(), list(named.values()), create_graph=True)
+    size = sum(g.square().sum() for g in first)
+    return dict(zip(named, torch.autograd.grad(size, list(named.values()), allow_unused=True), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "sa", "usf", "mkp", "pfa"])
+def test_gradients_of_gradients_are_the_oracles_and_never_Bs(rule: str) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    untied.untie_(model, rule)
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    model.eval()
+    got = gradient_penalty(model, x)
+    for name, g in got.items():
+        if "backward" in name and rule == "kp":  # what moves W moves B
+            torch.testing.assert_close(g, got[name.replace("backward_", "")])
+        assert "backward" not in name or rule in ("kp", "pfa") or g is None
+    for layer in model[::2]:
+        B = layer.backward_kernel("weight", layer.weight).detach()
+        layer.forward = lambda x, layer=layer, B=B: oracle(x, layer.weight, B, layer.bias, DENSE)
+    for name, g in gradient_penalty(model, x).items():
+        if "backward" not in name and not (g is None and got[name] is None):
+            torch.testing.assert_close(got[name], g, msg=name)
+
+
+def test_R_has_a_first_derivative_alone() -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    untied.untie_(layer, "sa")
+    with untied.record(layer) as tape:
+        y = layer(x).sum()
+    (dB,) = torch.autograd.grad(y + tape.penalty(), [layer.backward_weight], create_graph=True)
+    with pytest.raises(untied.UntiedError, match="first derivative alone"):
+        torch.autograd.grad(dB.square().sum(), [layer.backward_weight])
 
 
 # torch.func

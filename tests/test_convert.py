@@ -479,3 +479,28 @@ def test_what_is_merely_added_or_scaled_does_not_cry_wolf() -> None:
     model.register_parameter("layer_scale", nn.Parameter(torch.zeros(4, 1, 1)))
     report = str(untied.untie_(model, "fa"))
     assert "backprop" not in report and "no kernel" in report
+
+
+def test_parameter_groups_as_optimizers_take_them() -> None:
+    for rule, names in (("sa", ["forward", "backward"]), ("bp", ["forward"])):
+        groups = untied.parameter_groups(small_net(rule)).with_settings({"weight_decay": 0.1}, {"lr": 0.2})
+        optimizer = torch.optim.AdamW(groups, lr=0.5)
+        assert [g["name"] for g in optimizer.param_groups] == names
+        assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.1), (0.2, 0.0)][: len(names)]
+
+
+def test_rules_of_ones_own_print() -> None:
+    class Half(untied.rules.Transport):
+        def backward_weight(self, W: Tensor, magnitude: Tensor | None) -> Tensor:
+            return W / 2
+
+    class Mine(untied.rules.Alignment):
+        pass
+
+    assert (str(Half()), str(Mine({"amp": 1.0}))) == ("Half", "align(amp=1)")
+
+
+def test_untying_again_names_tie() -> None:
+    model = small_net("sa")
+    with pytest.raises(UntiedError, match=r"another rule, untied.tie_\(model\) first"):
+        untied.untie_(model, "fa")

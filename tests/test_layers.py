@@ -80,22 +80,30 @@ def test_the_gradient_of_the_last_layer_is_always_backprops(rule: RuleCase) -> N
     torch.testing.assert_close(got["out.bias"], wanted["out.bias"])
 
 
-def test_swin_says_which_layers_its_functional_attention_passes_by() -> None:
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    model = models.SwinTransformer([2, 2], 8, [1, 1], [1, 1], [4, 4], num_classes=3)
+class Functional(nn.Module):
+    """Attention that uses the weights of its layers and calls none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.qkv = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.tanh(self.first(x)), self.qkv.weight, self.qkv.bias)
+
+
+def test_a_functional_use_says_which_layer_is_passed_by() -> None:
+    model = Functional()
     untied.untie_(model, "sa")
     with untied.record(model) as tape:
-        model(torch.randn(2, 3, 16, 16))
-    with pytest.raises(
-        UntiedError, match=r"never called.*attn\.qkv.*attn\.proj.*functional attention.*filter="
-    ) as error:
-        tape.penalty()
+        loss = model(torch.randn(2, 4)).sum()
+    R = tape.penalty()
+    with pytest.raises(UntiedError, match=r"qkv was never called.*functional attention.*filter=") as error:
+        (loss + R).backward()
     assert "\n" not in str(error.value)
     untied.tie_(model)
-    untied.untie_(model, "sa", filter=lambda name, module: ".attn" not in name)
+    untied.untie_(model, "sa", filter="first")
     with untied.record(model) as tape:
-        loss = model(torch.randn(2, 3, 16, 16)).sum()
+        loss = model(torch.randn(2, 4)).sum()
     (loss + tape.penalty()).backward()
 
 
@@ -475,7 +483,7 @@ def test_a_registered_layer_does_all_that_the_built_in_ones_do(rule: RuleCase, r
     report = untied.untie_(ours, rule.text, init=lambda W: start.T if W.shape == (4, 3) else W)
     untied.untie_(twin, rule.text, init=lambda W: start if W.shape == (3, 4) else W)
     assert report.converted["1"] == f"Conv1D, rule {ours[1].rule}" and type(ours[1]) is registered
-    if rule.text in ("frsf", "brsf"):
+    if rule.text in ("frsf", "brsf", "transport(noise(0.1))"):
         return  # their magnitudes are drawn in W's layout
     x, labels = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
     for a, b in zip(step(ours, x, labels), step(twin, x, labels), strict=True):
@@ -529,3 +537,55 @@ def test_untied_layers_lists_a_shared_module_once() -> None:
     model = nn.ModuleDict({"a": shared, "b": shared})
     untied.untie_(model, "sa")
     assert list(untied_layers(model)) == ["a"]
+
+
+# What traces a model
+
+TRACED = ["fa", "sa", "kp", "mkp", "usf"]
+
+
+@pytest.mark.parametrize("rule", ["bp", *TRACED])
+def test_a_symbolic_trace_trains_as_the_model_does(rule: str) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+        untied.untie_(model, rule)
+        return model
+
+    plain, x, labels = make(), torch.randn(4, 1, 5), torch.tensor([0, 1, 2, 0])
+    traced = torch.fx.symbolic_trace(make())
+    assert len(untied.layers.untied_layers(traced)) == 3
+    for model in (plain, traced):
+        torch.manual_seed(2)
+        with untied.record(model) as tape:
+            loss = nn.functional.cross_entropy(model(x), labels)
+        (loss + tape.penalty()).backward()
+    for name, p in plain.named_parameters():
+        other = traced.get_parameter(name)
+        assert (p.grad is None) == (other.grad is None) and (p.grad is None or torch.equal(p.grad, other.grad))
+    untied.tie_(traced)
+    assert traced.get_submodule("0").__module__ == "torch.nn.modules.conv"
+
+
+def test_features_are_extracted_from_an_untied_model() -> None:
+    models = pytest.importorskip("torchvision.models")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    model = models.resnet18(num_classes=3)
+    untied.untie_(model, "sa")
+    x = torch.randn(2, 3, 32, 32)
+    wanted = model.eval().layer1(model.maxpool(model.relu(model.bn1(model.conv1(x)))))
+    assert torch.equal(create_feature_extractor(model, ["layer1"])(x)["layer1"], wanted)
+
+
+@pytest.mark.parametrize("rule", TRACED)
+def test_an_export_that_would_drop_B_is_refused(rule: str) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), (torch.randn(3, 4),)
+    untied.untie_(model, rule)
+    with pytest.raises(UntiedError, match=r"would train by backpropagation: export model.eval\(\)"):
+        torch.export.export(model, x)
+    model.eval()
+    assert torch.equal(torch.export.export(model, x).module()(*x), model(*x))
+    untied.tie_(model.train())
+    torch.export.export(model, x)

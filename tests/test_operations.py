@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 import untied
 from cases import LAYERS, LayerCase, by_kind_of_layer, signals
-from untied.operations import ACTIVATIONS, Operations, batch_centre, centre, codes_like, noise_like, normalise
+from untied.geometry import Geometry
+from untied.operations import ACTIVATIONS, Operations, Signals, batch_centre, centre, codes_like, noise_like, normalise
 from untied.primitives import PRIMITIVES
 from untied.rules import Alignment
 
@@ -178,6 +179,37 @@ def test_autograd_of_the_penalty_is_the_closed_form_where_both_hold() -> None:
 
 
 # The operations themselves
+
+
+def disturbed(geometry: Geometry, W: Tensor, B: Tensor) -> Geometry:
+    """The same layer, in which T_B x and T_W* y come out wrong: what does not change with them needs neither."""
+
+    def shifted(made: Callable[..., Tensor], kernel: Tensor) -> Callable[..., Tensor]:
+        def wrong(z: Tensor, K: Tensor, **more: Any) -> Tensor:
+            out = made(z, K, **more)
+            return out + torch.linspace(1, 2, out.numel()).view_as(out) if torch.equal(K.detach(), kernel) else out
+
+        return wrong
+
+    other = copy.copy(geometry)
+    object.__setattr__(other, "project", shifted(geometry.project, B))
+    object.__setattr__(other, "reconstruct", shifted(geometry.reconstruct, W))
+    return other
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=switch_ids)
+def test_a_local_rule_needs_nothing_that_is_at_neither_end_of_its_synapse(switches: dict[str, Any]) -> None:
+    """Section 2 of the paper, traced: x and T_W x are at hand, T_B* y arrives, and T_B x and T_W* y are nowhere."""
+    s = signals(LayerCase("", lambda: nn.Linear(4, 3), (5, 4)), **switches)
+    wrong = Signals(s.x, s.W, s.B, disturbed(s.geometry, s.W, s.B), s.operations, s.bias)
+    for terms in ({"amp": 1.0}, {"null": 1.0}, {"amp": 1.0, "null": 0.5, "decay": 0.1}, {"amp": 1.0, "decay": 1.0}):
+        rule = Alignment(terms, **switches)
+        (_, dB, dW), (_, dB_wrong, dW_wrong) = (rule.data_terms(i, rule.coefficients(None), 1.0) for i in (s, wrong))
+        needs = not torch.allclose(dB, dB_wrong) or (dW is not None and not torch.allclose(dW, dW_wrong))
+        # Autograd carries R of null to W through T_B of the reconstruction, which no call here shows.
+        hidden = bool(switches.get("update_forward"))
+        if dB.norm() > 1e-9:  # the length of a unit vector has no gradient
+            assert rule.local == (not needs and not hidden), rule
 
 
 def test_centre_takes_each_examples_mean_away() -> None:

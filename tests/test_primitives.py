@@ -9,32 +9,19 @@ import torch
 from torch import Tensor
 
 import untied
-from cases import LAYERS, ONE_OF_EACH_KIND, LayerCase, by_layer, signals, with_kernels
+from cases import LayerCase, by_layer, signals, with_kernels
 from untied.operations import Operations, Signals
 from untied.primitives import PRIMITIVES, Combination, Correlation, Multiple, Primitive, amp, decay, null, self_, sparse
 from untied.schedules import value
 
 by_primitive = pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES.keys())
 
-# What may be done to x and y without touching what B makes of them.
-FORWARD_SIDE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "normal noise": {"noise": "normal", "noise_std": 0.5},
-    "uniform noise": {"noise": "uniform"},
-    "centred input": {"centre_input": True},
-    "normalised input": {"normalise_input": True},
-    "batch-centred backward input": {"batch_centre_backward_input": True},
-    "forward bias": {"forward_bias": True},
-    "forward activation": {"forward_activation": "tanh"},
-    "centred forward output": {"centre_forward_output": True},
-    "normalised forward output": {"normalise_forward_output": True},
-    "batch-centred forward output": {"batch_centre_forward_output": True},
-    "all at once": {
-        "noise": "normal", "centre_input": True, "normalise_input": True, "batch_centre_backward_input": True,
-        "forward_bias": True, "forward_activation": "softplus", "centre_forward_output": True,
-        "normalise_forward_output": True, "batch_centre_forward_output": True,
-    },
-}  # fmt: skip
+# What may be done to x and y without touching what B makes of them. test_operations.py has each alone.
+TOGETHER = dict(
+    noise="normal", centre_input=True, normalise_input=True, batch_centre_backward_input=True, forward_bias=True,
+    forward_activation="softplus", centre_forward_output=True, normalise_forward_output=True,
+    batch_centre_forward_output=True,
+)  # fmt: skip
 
 
 def closed_form(primitive: Primitive, s: Signals) -> Tensor:
@@ -44,16 +31,8 @@ def closed_form(primitive: Primitive, s: Signals) -> Tensor:
     return g.factor * s.geometry.correlate(g.left, g.right) if isinstance(g, Correlation) else g
 
 
-# Every layer without operations and with all of them; one layer of each kind with each operation alone.
-CASES = [
-    pytest.param(case, operations, id=f"{case.name}-{name}")
-    for case in LAYERS
-    for name, operations in FORWARD_SIDE.items()
-    if case.name in ONE_OF_EACH_KIND or name in ("plain", "all at once")
-]
-
-
-@pytest.mark.parametrize(("case", "operations"), CASES)
+@pytest.mark.parametrize("operations", [{}, TOGETHER], ids=["plain", "operations"])
+@by_layer
 def test_closed_form_is_the_gradient_of_the_penalty(case: LayerCase, operations: dict[str, Any]) -> None:
     # On T_B* y the forward output's operations act on what B has produced: by autograd, see test_operations.py
     for_null = {k: v for k, v in operations.items() if "forward_output" not in k}

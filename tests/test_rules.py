@@ -1,4 +1,4 @@
-"""The algebra of rules, the named rules, and R's merged gradient for every rule and layer."""
+"""The algebra of rules, and the named rules."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 
 import untied
 from cases import (
+    ESTIMATED,
+    ROUTED,
     RULES,
     LayerCase,
     RuleCase,
     aligning,
     by_aligning_rule,
-    by_aligning_rule_and_layer,
     by_rule,
     signals,
-    with_kernels,
 )
 from untied import UntiedError, rules
 from untied.operations import Operations
 from untied.primitives import KNOWN, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import (
+    BUILT_IN,
     NAMED,
     ActivationAlignment,
     Alignment,
@@ -43,28 +44,7 @@ from untied.rules import (
 )
 from untied.schedules import Linear
 
-# Every rule of the table, on every layer of the table
-
-
-@by_aligning_rule_and_layer
-def test_R_and_its_gradient_are_those_of_the_readable_penalty(rule: RuleCase, case: LayerCase) -> None:
-    r = parse(rule.text)
-    s = signals(case)
-    s.operations = r.operations
-    scale = 0.25
-    c = r.coefficients(0.5)
-    torch.manual_seed(0)
-    R, dB, dW = r.data_terms(s, c, scale)
-    weights = r.weight_terms(s.W, s.B, c)
-    W, B = (k.clone().requires_grad_() for k in (s.W, s.B))
-    torch.manual_seed(0)
-    seen = with_kernels(s, W, B).with_input_operations()
-    wanted = sum(((v * (scale if p.needs_data else 1.0)) * p.penalty(seen) for p, v in c.items()))
-    gradients = torch.autograd.grad(wanted, (B, W), allow_unused=True)
-    torch.testing.assert_close(R + weights[0], wanted.detach())
-    torch.testing.assert_close(dB + weights[1], gradients[0])
-    if r.operations.update_forward:
-        torch.testing.assert_close((0 if dW is None else dW) + weights[2], gradients[1])
+# Every rule of the table
 
 
 @by_aligning_rule
@@ -93,7 +73,7 @@ def test_counted_cost_is_the_tables(rule: RuleCase) -> None:
 
 
 def test_the_table_has_every_named_rule() -> None:
-    assert set(NAMED) <= {r.text for r in RULES}
+    assert set(BUILT_IN) <= {r.text.partition("(")[0] for r in [*RULES, *ROUTED, *ESTIMATED]}
     for name, kind in NAMED.items():
         assert type(parse(name)) is kind and parse(name).name == name and issubclass(kind, Rule)
 

@@ -510,7 +510,8 @@ def test_all_backward_weights_frozen() -> None:
     model = small_net("aa")
     for p in untied.parameter_groups(model)[1]:
         p.requires_grad_(False)
-    _, R = step(model, *small_batch())
+    with pytest.warns(UserWarning, match="is frozen"):
+        _, R = step(model, *small_batch())
     assert R != 0 and all(model.get_parameter(n).grad is None for n in backward_names(model))
 
 
@@ -578,18 +579,102 @@ def test_a_penalty_without_the_forward_pass_is_an_error() -> None:
     model = small_net("sa")
     with untied.record(model) as tape:
         pass
-    with pytest.raises(UntiedError, match=r"never called.*conv, grouped, hidden, out.*record\(\)"):
+    with pytest.raises(UntiedError, match=r"not called.*conv, grouped, hidden, out.*record\(\)"):
         tape.penalty()
 
 
 @by_rule
-def test_the_audit_names_the_layers_that_were_passed_by(rule: RuleCase) -> None:
+def test_a_layer_that_is_passed_by_says_so_when_its_weight_is_used(rule: RuleCase) -> None:
     """For transport rules too: their errors would be backprop's in silence."""
-    model = small_net(rule.text)
+    model, x = small_net(rule.text), small_batch()[0]
     with untied.record(model, progress=0.5, step=0) as tape:
-        model.features(small_batch()[0])
-    with pytest.raises(UntiedError, match=r"never called in the recorded forward pass: hidden, out\. "):
+        y = nn.functional.linear(model.features(x).mean((-2, -1)), model.hidden.weight)
+    R = tape.penalty()
+    with pytest.raises(UntiedError, match=r"layer hidden was never called, yet its weight gets"):
+        (y.square().sum() + R).backward()
+    untied.tie_(model)
+    nn.functional.linear(torch.ones(4, dtype=x.dtype), model.hidden.weight).sum().backward()
+
+
+@by_rule
+def test_a_layer_may_be_left_out_from_the_first_step_on(rule: RuleCase) -> None:
+    """Stochastic depth, or experts without tokens."""
+    model, x = small_net(rule.text), small_batch()[0]
+    for run in (model.features, model.features, model):
+        with untied.record(model, progress=0.5, step=0) as tape:
+            y = run(x)
+        (y.square().sum() + tape.penalty()).backward()
+    assert model.hidden.weight.grad is not None
+
+
+def test_R_that_is_never_asked_for_is_missed() -> None:
+    model, x = small_net("sa"), small_batch()[0]
+    with untied.record(model):
+        model(x)
+    with pytest.warns(UserWarning, match=r"never asked for.*conv, grouped, hidden, out.*align=False"):
+        step(model, *small_batch())
+    step(model, *small_batch())  # warnings are errors
+    with untied.record(model, align=False):
+        model(x)
+    step(model, *small_batch())
+    with pytest.raises(ZeroDivisionError), untied.record(model):
+        model(x)
+        1 / 0  # noqa: B018
+    copied = copy.deepcopy(model)
+    step(copied, *small_batch())
+    step(model, *small_batch())
+
+
+def test_R_without_autograd_is_refused() -> None:
+    model, x = small_net("sa"), small_batch()[0]
+    with untied.record(model) as tape:
+        model(x)
+    with torch.no_grad(), pytest.raises(UntiedError, match=r"no_grad\(\) has no gradient.*tape.penalties\(\)"):
         tape.penalty()
+    with torch.no_grad():
+        assert set(tape.penalties()) == {"conv", "grouped", "hidden", "out"}
+    resting = small_net("fa")
+    with untied.record(resting) as tape, torch.no_grad():
+        resting(x)
+        assert tape.penalty() == 0
+
+
+def test_an_optimizer_without_B_is_missed() -> None:
+    model = small_net("sa")
+    for optimizer, said in (
+        (torch.optim.SGD([p for n, p in model.named_parameters() if "backward" not in n], 0.1), True),
+        (torch.optim.SGD(model.parameters(), 0.1), False),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(15):
+                step(model, *small_batch())
+                optimizer.step()
+        assert [("no optimizer holds B" in str(w.message)) for w in caught] == [True] * said
+
+
+def test_a_frozen_B_that_carries_errors_is_named() -> None:
+    model = small_net("sa").requires_grad_(False)
+    model.conv.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"is frozen, though.*\(layers grouped, hidden, out\)"):
+        step(model, *small_batch())
+    model = small_net("sa").requires_grad_(False)
+    model.out.requires_grad_(True)  # nothing goes through the frozen ones
+    step(model, *small_batch())
+
+
+def test_an_evaluating_encoder_layer_calls_its_layers_while_recorded() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    untied.untie_(model, "sa")
+    model.eval()
+    x = torch.randn(2, 3, 8)
+    for gradients_on in (True, False):
+        with untied.record(model) as tape, torch.set_grad_enabled(gradients_on):
+            model(x)
+        assert len(tape.called) == 4
+        tape.penalty().backward()
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_audit_shortens_a_long_list() -> None:

@@ -177,7 +177,7 @@ def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
         ("amp + decay;", "amp + decay>>>;<<<", "names, numbers"),
         ("amp(fraction=1)", "amp(>>>fraction<<<=1)", "no options"),
         ("ia(nul=2)", "ia(>>>nul<<<=2)", "null"),
-        ("ia(nul=2)", "ia(>>>nul<<<=2)", "fraction, every, positions, noise"),
+        ("ia(nul=2)", "ia(>>>nul<<<=2)", "fraction, every, positions, route, noise"),
         ("ia(null)", "ia(null>>>)<<<", "expected ="),
         ("ia(null=)", "ia(null=>>>)<<<", "a number"),
         ("ia(null=2", "ia(null=2>>><<<", ", or )"),

@@ -5,14 +5,31 @@ errors back; a learning rule moves B (Kunin, Nayebi et al., "Two Routes to Scala
 Weight Symmetry", ICML 2020).
 """
 
-from . import dynamics, geometry, metrics, operations, primitives, recurrent, rules, schedules, statistics
+from . import early  # noqa: F401, I001 (before all that takes time)
+from . import attention as _attention  # noqa: F401 (it registers its layers)
+from . import (
+    dynamics,
+    geometry,
+    metrics,
+    operations,
+    primitives,
+    recurrent,
+    rules,
+    schedules,
+    spiking,
+    statistics,
+    targets,
+)
+from .calibrate import mirror_
 from .call import Call
 from .convert import Report, parameter_groups, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
 from .layers import Untied, register_layer
-from .mirror import mirror_
-from .tape import Tape, record
+from .naming import register_rule, unregister_rule
+from .primitives import register_primitive, unregister_primitive
+from .recording import record
+from .tape import Tape
 from .verify import Finding, Verification, verify
 
 __version__ = "0.1.0"
@@ -36,10 +53,16 @@ __all__ = [
     "record",
     "recurrent",
     "register_layer",
+    "register_primitive",
+    "register_rule",
     "rules",
     "schedules",
+    "spiking",
     "statistics",
+    "targets",
     "tie_",
+    "unregister_primitive",
+    "unregister_rule",
     "untie_",
     "verify",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
+from untied import early
+
 
 def main() -> int:
     """Run the command line, or say in one line what to install. Returns the exit code."""
@@ -21,6 +23,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    early.over()
     return command()
 
 

@@ -1,7 +1,4 @@
-"""The two kinds of rule, the algebra over primitives, and the mathematics of R for one layer.
-
-    Transport   B is a function of W at every step: backpropagation, sign symmetry.
-    Alignment   B is a parameter that descends R, a combination of primitives: every rule of the paper.
+"""The algebra over primitives, and the mathematics of R for one layer: every rule of the paper.
 
 Legend as in primitives.py; c_P is the coefficient of primitive P; n the batch size.
 """
@@ -9,130 +6,37 @@ Legend as in primitives.py; c_P is the coefficient of primitive P; n the batch s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checks import balanced, checked, primitive_of, text_of
+from .coefficients import Coefficient, Statistic, value
 from .errors import UntiedError
-from .geometry import DENSE, Geometry, inner, ordinary_autograd
-from .operations import Operations, Signals
-from .primitives import KNOWN, LEAKS, Combination, Correlation, Multiple, Primitive, amp, copy, decay
-from .schedules import Coefficient, coefficient_text, multiply, value
-from .statistics import Statistic, power
+from .geometry import DENSE, inner, ordinary_autograd
+from .merging import merged, summed
+from .primitives import (
+    KNOWN,
+    LEAKS,
+    Combination,
+    Correlation,
+    Leak,
+    Multiple,
+    Number,
+    Primitive,
+    amp,
+    copy,
+    decay,
+    null,
+)
+from .routes import ROUTES, THROUGH, Route
+from .rule import Rule, whole
+from .signals import Signals
+from .switches import Operations
 
-__all__ = ["OPTIONS", "Alignment", "Number", "Rule", "Transport", "Visit", "merged"]
-
-Number = float | Tensor
-"""A coefficient's value now: a 0-dim tensor where it changes in training, so that a compiled step stays compiled."""
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One backward kernel that a rule may move by itself.
-
-    Attributes:
-        W: the forward weight. beside: what stands beside it, by the rule's ``keeps``.
-        geometry: how the layer uses W. name: of the layer, for errors.
-        step: number of the training step, or None. align: whether it is measured too in this pass.
-    """
-
-    W: Tensor
-    beside: Mapping[str, Any]
-    geometry: Geometry
-    name: str
-    step: int | None = None
-    align: bool = True
-
-
-class Rule:
-    """How a layer gets its backward weight.
-
-    Attributes:
-        name: short name, or "align" for a free combination.
-        motion: what moves B: "transport" (a function of W), "alignment" (R), "estimate" (measurements of W).
-        local: whether the rule meets both of the paper's locality criteria (section 3.1).
-        aligns: whether there is an R to descend, so that `untied.record` is needed in training.
-        copies: how much of W's pseudogradient goes to B's gradient too (`copy`, Kolen-Pollack).
-        moves_itself: whether it moves B outside every optimizer, when a recording begins (`visit`).
-        keeps: the names of what it keeps beside a weight.
-        needs_record: whether training needs `untied.record`.
-    """
-
-    name: ClassVar[str]
-    motion: ClassVar[str]
-    local: bool
-    aligns: bool = False
-    copies: float = 0.0
-    moves_itself: ClassVar[bool] = False
-    keeps: ClassVar[tuple[str, ...]] = ("backward_weight",)
-
-    @property
-    def copies_gradient(self) -> bool:
-        """Whether B's gradient takes W's pseudogradient."""
-        return self.copies != 0
-
-    @property
-    def needs_record(self) -> bool:
-        return self.aligns
-
-    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
-        """What stands beside W from the conversion on, by the names in ``keeps``: only parameters learn.
-
-        Args:
-            W: the forward weight. B: draws an initial backward weight.
-        """
-        return {"backward_weight": nn.Parameter(B(), requires_grad=self.aligns or self.copies_gradient)}
-
-    def kernel(self, W: Tensor, beside: Mapping[str, Any]) -> Tensor:
-        """B for this pass, in W's layout, from what stands beside W."""
-        return beside["backward_weight"]  # type: ignore[no-any-return]
-
-    def check(self) -> None:
-        """Called before a layer gets the rule.
-
-        Raises:
-            UntiedError: an option would change nothing.
-        """
-
-    def visit(self, visit: Visit) -> None:
-        """A forward pass is about to be recorded: what moves B outside every optimizer does so now."""
-
-    def settle(self, visit: Visit) -> None:
-        """B is about to be looked at: what follows from W alone is brought up to date."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
-    def __hash__(self) -> int:
-        return hash((type(self), str(self)))
-
-
-class Transport(Rule):
-    """B is computed from W whenever it is needed; nothing is trained. Not local: it reads the forward weights."""
-
-    motion, local = "transport", False
-
-    keeps = ("backward_magnitude",)
-
-    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
-        return {"backward_magnitude": self.magnitude(W)}
-
-    def kernel(self, W: Tensor, beside: Mapping[str, Any]) -> Tensor:
-        with torch.no_grad():
-            return self.backward_weight(W, beside["backward_magnitude"]).detach()
-
-    def magnitude(self, W: Tensor) -> Tensor | None:
-        """What has to be remembered from the moment of conversion: a buffer beside W, or None."""
-        return None
-
-    def backward_weight(self, W: Tensor, magnitude: Tensor | None) -> Tensor:
-        """B for this step, in W's layout."""
-        raise NotImplementedError(f"{type(self).__name__}.backward_weight")
+__all__ = ["OPTIONS", "Alignment"]
 
 
 class Alignment(Rule):
@@ -149,10 +53,14 @@ class Alignment(Rule):
             is unbiased.
         positions: "sum" over the positions at which a kernel is applied (the reference code), or their
             "mean".
+        route: how B carries errors: a `Route`, or the name of one of `ROUTES`.
         **switches: fields of `untied.operations.Operations`.
 
     Raises:
         UntiedError: an unknown primitive or switch, or an impossible value.
+
+    >>> Alignment({"amp": 1.0, "decay": 0.5}, noise="normal")
+    align(amp=1, decay=0.5, noise=normal)
     """
 
     name, motion = "align", "alignment"
@@ -164,39 +72,56 @@ class Alignment(Rule):
         fraction: float = 1.0,
         every: int = 1,
         positions: str = "sum",
+        route: Route | str = THROUGH,
         **switches: Any,
     ) -> None:
-        given: dict[Primitive, Any] = {_primitive(p): c for p, c in coefficients.items()}
+        given: dict[Primitive, Any] = {primitive_of(p): c for p, c in coefficients.items()}
         if given.get(decay) == "balanced":
-            given[decay] = _balanced(given.get(amp, 0.0))
-        self.combination = Combination({p: _coefficient(p, c) for p, c in given.items()})
+            given[decay] = balanced(given.get(amp, 0.0))
+        self.combination = Combination({p: checked(p, c) for p, c in given.items()})
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise UntiedError(
                 f"fraction={fraction!r} is not possible: give the share of the batch, above 0 and at most 1"
             )
-        if not isinstance(every, int) or every < 1:
-            raise UntiedError(f"every={every!r} is not possible: give a whole number of steps, 1 or more")
         if positions not in ("sum", "mean"):
             raise UntiedError(f"positions={positions!r} is not possible: choose sum or mean")
         unknown = [s for s in switches if s not in OPTIONS]
         if unknown:
             raise UntiedError(f"{self.name} has no option {unknown[0]!r}: possible are {', '.join([*KNOWN, *OPTIONS])}")
         self.fraction = float(fraction)
-        self.every = every
+        self.every = whole("every", every)
+        self.route = self._checked_route(route)
         self.positions = positions
         self.operations = Operations(**switches)
+
+    def _checked_route(self, route: Route | str) -> Route:
+        if isinstance(route, str):
+            if route not in ROUTES:
+                raise UntiedError(f"route={route!r} is not possible: choose one of {', '.join(ROUTES)}")
+            route = ROUTES[route]()
+        cannot = [p for p in self.combination if p not in (copy, decay)]
+        if route != THROUGH and (cannot or self.needs_data):
+            raise UntiedError(
+                f"{self.combination} cannot move a kernel on the route {route}: it compares B with W or with activity, "
+                "which needs one layout; possible there are copy and decay, with a number"
+            )
+        return route
+
+    @classmethod
+    def possible(cls) -> list[str]:
+        return [*cls.defaults, *OPTIONS]
 
     def check(self) -> None:
         idle = {}
         if not self.needs_data:
-            idle = {k: v for k, v in self.options.items() if k not in ("every", "update_forward")}
+            idle = {k: v for k, v in self.options.items() if k not in ("every", "update_forward", "route")}
             why = "R sees no activity"
         elif self.operations.noise is None and self.operations.noise_std != 1:
             idle, why = {"noise_std": self.operations.noise_std}, "there is no noise: add noise=normal"
         if not self.aligns and "every" in self.options:
             idle, why = {"every": self.every}, "there is no R"
         if idle:
-            shown = ", ".join(f"{k}={_text(v)}" for k, v in idle.items())
+            shown = ", ".join(f"{k}={text_of(v)}" for k, v in idle.items())
             raise UntiedError(f"{shown} would change nothing in {self.combination}: {why}; leave it out")
 
     # What the rule is
@@ -211,7 +136,13 @@ class Alignment(Rule):
 
     @property
     def local(self) -> bool:  # type: ignore[override]
-        return all(p.local for p in self.combination)
+        """The paper's two criteria, of what is computed: T_B x and T_W* y reach neither end of a backward synapse."""
+        do, used = self.operations, set(self.combination)
+        reverses = do.reverse and null in used
+        bends = do.backward_activation is not None or do.normalise_backward_output  # amp's gradient then needs T_B x
+        reads_p = bends and amp in used and (do.reverse or not do.amp_on_reconstruction)
+        moves_W = do.update_forward and bool({amp, null} & used)  # by T_B x, or T_B of the reconstruction
+        return all(p.local for p in used) and not (reverses or reads_p or moves_W)
 
     @property
     def primitives(self) -> tuple[Primitive, ...]:
@@ -236,6 +167,7 @@ class Alignment(Rule):
         own: dict[str, Any] = {"fraction": self.fraction} if self.fraction < 1 else {}
         own |= {"every": self.every} if self.every > 1 else {}
         own |= {"positions": self.positions} if self.positions != "sum" else {}
+        own |= {"route": self.route} if self.route != THROUGH else {}
         return own | self.operations.changed()
 
     # The algebra: a rule adds and multiplies like the combination it holds
@@ -245,9 +177,11 @@ class Alignment(Rule):
 
     __rmul__ = __mul__
 
-    def __add__(self, other: Alignment | Combination | Primitive) -> Alignment:
+    def __add__(self, other: Rule | Combination | Primitive) -> Alignment:
         options = self.options
-        if isinstance(other, Alignment):
+        if isinstance(other, Rule):
+            if other.motion != self.motion:
+                raise UntiedError(f"{other} has no coefficients: only alignment rules and primitives add")
             if options and other.options and options != other.options:
                 raise UntiedError(
                     f"cannot add {self} and {other}: their options differ; give both the same, or one none"
@@ -263,6 +197,24 @@ class Alignment(Rule):
 
     def __sub__(self, other: Alignment | Combination | Primitive) -> Alignment:
         return self + -other
+
+    @property
+    def forward_decay(self) -> float | None:
+        if not self.copies_gradient or not set(self.combination) <= {copy, decay} or self.needs_data:
+            return None
+        return value(self.combination.get(decay, 0.0), 0.0)
+
+    @property
+    def cost(self) -> float:
+        """For rules with a closed form; those whose operations need autograd of the penalty cost more."""
+        seen = {p for p in self.primitives if p.needs_data and not isinstance(p, Leak)}  # a leak makes no product
+        signals = {p.signal for p in seen} - {None}  # each a product of its own, and correlates with its own other side
+        correlates = max(len(signals), bool(seen))
+        projects, reconstructs = "projection" in signals, "reconstruction" in signals
+        do = self.operations
+        # y of another x than the layer's
+        anew = bool(seen) and (do.noise is not None or do.centre_input or do.normalise_input)
+        return self.route.cost + (projects + reconstructs + correlates + anew) / 3 * self.fraction / self.every
 
     # The mathematics
 
@@ -307,7 +259,7 @@ class Alignment(Rule):
         twice = [(p.degree - 1) * v * scale * p.penalty(s) for p, v in c.items() if p.degree != 1]
         gradient = merged(terms, s.geometry, scale, s.release(), s.B.numel()) if terms else None
         if products:
-            gradient = _sum(products, gradient)
+            gradient = summed(products, gradient)
         assert gradient is not None
         return sum((-t for t in twice), start=inner(s.B, gradient)), gradient, None
 
@@ -351,90 +303,13 @@ class Alignment(Rule):
             return repr(self.combination)
         given = {p.name: c for p, c in self.combination.items()}
         names = list(dict.fromkeys([*self.defaults, *given]))
-        words = {n: _text(given.get(n, 0.0)) for n in names}
+        words = {n: text_of(given.get(n, 0.0)) for n in names}
         if type(self) is not Alignment:  # a named rule says only what differs from what its name says
-            words = {n: w for n, w in words.items() if w != _text(self.defaults[n])}
-        words |= {k: _text(v) for k, v in self.options.items()}
+            words = {n: w for n, w in words.items() if n not in self.defaults or w != text_of(self.defaults[n])}
+        words |= {k: text_of(v) for k, v in self.options.items()}
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in words.items())})" if words else self.name
 
     defaults: ClassVar[dict[str, float]] = {}
-
-
-def merged(
-    terms: list[Correlation], geometry: Geometry, scale: float, free: tuple[Tensor, ...] = (), size: int = 0
-) -> Tensor:
-    """Σ factor * correlate(left, right) * scale, in as few products as sharing a side allows.
-
-    Activation alignment's two terms share x: correlate(x, p − y). Information alignment's share y:
-    correlate(T_B* y − x, y). Where one of ``free`` appears in a single term, the sum may take its place in memory.
-    ``size``: of the result in numbers. What multiplies it multiplies the right side instead, where that is smaller.
-    """
-    sides = [side for t in terms for side in (t.left, t.right)]
-    once = [t for t in free if sum(t is side for side in sides) == 1]
-    groups: list[tuple[list[tuple[Number, Tensor]], list[tuple[Number, Tensor]]]] = []
-    for t in terms:
-        for lefts, rights in groups:
-            if len(rights) == 1 and rights[0][1] is t.right:
-                lefts.append((t.factor, t.left))
-                break
-            if len(lefts) == 1 and lefts[0][1] is t.left:
-                if len(rights) == 1:  # the factor moves to the side that is summed
-                    rights[0], lefts[0] = (lefts[0][0], rights[0][1]), (1.0, lefts[0][1])
-                rights.append((t.factor, t.right))
-                break
-        else:
-            groups.append(([(t.factor, t.left)], [(1.0, t.right)]))
-    products = []
-    for lefts, rights in groups:
-        (a, left), (b, right) = _side(lefts, once), _side(rights, once)
-        if right.dtype == torch.float16:  # a sum over batch and positions leaves float16's range
-            products.append((a * b, geometry.correlate(left, right * scale)))
-        elif right.numel() < size:
-            products.append((1.0, geometry.correlate(left, right * (a * b * scale))))
-        else:
-            products.append((a * b * scale, geometry.correlate(left, right)))
-    factor, gradient = products[0]
-    return _sum(products[1:], _times(gradient, factor))
-
-
-def _side(terms: list[tuple[Number, Tensor]], once: list[Tensor]) -> tuple[Number, Tensor]:
-    """Σ factor * tensor as (factor, tensor); the first of those that may be overwritten becomes the sum."""
-    at = next((i for i, (_, t) in enumerate(terms) if any(t is free for free in once)), None)
-    factor, result = terms[at or 0]
-    for i, (f, t) in enumerate(terms):
-        if i != (at or 0):
-            result = _plus(result, f / factor, t, in_place=at is not None or i > 1)
-    return factor, result
-
-
-def _sum(terms: list[tuple[Number, Tensor]], onto: Tensor | None = None) -> Tensor:
-    """Σ factor * tensor, a new tensor; or added to ``onto`` in place. One pass a term, less where a factor is 1."""
-    terms = list(terms)
-    if onto is None:
-        at = next((i for i, (f, _) in enumerate(terms) if not isinstance(f, Tensor) and f == 1), 0)
-        (factor, first), *terms = [terms[at], *terms[:at], *terms[at + 1 :]]
-        if len(terms) > 0 and not isinstance(factor, Tensor) and factor == 1:
-            (f, t), *terms = terms
-            onto = _plus(first, f, t)
-        else:
-            onto = first * factor
-    for f, t in terms:
-        onto = _plus(onto, f, t, in_place=True)
-    return onto
-
-
-def _plus(a: Tensor, factor: Number, b: Tensor, in_place: bool = False) -> Tensor:
-    """A + factor * b; into a where that is asked for and b's type goes into a's."""
-    if isinstance(factor, Tensor):
-        b, factor = factor * b, 1.0
-    if in_place and torch.promote_types(a.dtype, b.dtype) == a.dtype:
-        return a.add_(b, alpha=factor)
-    return torch.add(a, b, alpha=factor)
-
-
-def _times(a: Tensor, factor: Number) -> Tensor:
-    """A * factor, in place."""
-    return a if not isinstance(factor, Tensor) and factor == 1 else a.mul_(factor)
 
 
 def gradients_of(
@@ -472,11 +347,11 @@ def _gradient(
         return torch.zeros_like(B) if onto is None else onto.to(B.dtype)
     if onto is not None and onto.dtype != B.dtype:
         terms, onto = [*terms, (1.0, onto)], None
-    return _sum(terms, onto)
+    return summed(terms, onto)
 
 
 def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Operations) -> Tensor | Multiple:
-    """DP/dB of a primitive of W and B alone."""
+    """dP/dB of a primitive of W and B alone."""
     if not primitive.has_gradient:
         return gradients_of(lambda B, W: primitive.penalty(_without_activity(W, B, operations)), (B,), W)[0][0]
     given = primitive.gradient(_without_activity(W, B, operations))
@@ -487,42 +362,4 @@ def _weight_gradient(primitive: Primitive, W: Tensor, B: Tensor, operations: Ope
     return given
 
 
-def _text(v: object) -> str:
-    if isinstance(v, bool) or v is None:
-        return str(v).lower()
-    return v if isinstance(v, str) else coefficient_text(v)  # type: ignore[arg-type]
-
-
-def _primitive(given: Primitive | str) -> Primitive:
-    if isinstance(given, Primitive):
-        return given
-    if given not in KNOWN:
-        raise UntiedError(f"unknown primitive {given!r}: possible are {', '.join(KNOWN)}")
-    return KNOWN[given]
-
-
-def _balanced(c: Any) -> Coefficient:
-    """The decay that balances amp, whose coefficient is given."""
-    if c == 0:
-        raise UntiedError(
-            "decay=balanced balances amp, and the rule has none: give amp a coefficient, or decay a number"
-        )
-    return multiply(_coefficient(amp, c), power)
-
-
-def _coefficient(primitive: Primitive, c: Coefficient) -> Coefficient:
-    if primitive == copy and (callable(c) or isinstance(c, Statistic)):
-        raise UntiedError(f"copy={coefficient_text(c)} is not possible: it acts in the backward pass, so give a number")
-    if isinstance(c, Statistic):
-        if primitive != decay:
-            raise UntiedError(f"{primitive}={c} is not possible: a statistic is the coefficient of decay alone")
-        return c
-    if callable(c) or (isinstance(c, int | float) and not isinstance(c, bool) and c == c and abs(c) != float("inf")):
-        return c
-    raise UntiedError(
-        f"coefficient {primitive}={c!r} is not possible: give a finite number, a schedule such as linear(0, 1), "
-        "or a function of training progress; or decay=balanced, power, mean_power"
-    )
-
-
-OPTIONS = ("fraction", "every", "positions", *(f.name for f in fields(Operations)))
+OPTIONS = ("fraction", "every", "positions", "route", *(f.name for f in fields(Operations)))

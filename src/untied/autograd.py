@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UntiedError
 from .geometry import Geometry
 
 __all__ = ["LossTerm", "cast_for_autocast", "untied_operation"]
@@ -37,6 +38,7 @@ class UntiedOperation(torch.autograd.Function):
         x, B = ctx.saved_tensors
         needs_x, needs_W, needs_B, needs_bias, *_ = ctx.needs_input_grad
         copies = ctx.copies != 0 and needs_B
+        x, B = x.detach(), B.detach()  # a gradient of gradients goes through g alone, as in the straight-through oracle
         dx, dW, db = ctx.geometry.backward(g, x, B, ctx.bias_shape, (needs_x, needs_W or copies, needs_bias))
         dB = (dW if ctx.copies == 1 else dW * ctx.copies) if copies and dW is not None else None
         return dx, (dW if needs_W else None), dB, db, None, None
@@ -70,6 +72,20 @@ def cast_for_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
+class _FirstOrder(torch.autograd.Function):
+    """The identity on R's gradient, which is a number to autograd: its derivative is refused rather than zero."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, *depends_on: Tensor) -> Tensor:
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        raise UntiedError(
+            "R (tape.penalty()) has a first derivative alone: take gradients of gradients of the task loss by itself"
+        )
+
+
 class LossTerm(torch.autograd.Function):
     """A scalar whose gradient is known beforehand: R, with the closed form of its gradient.
 
@@ -85,10 +101,16 @@ class LossTerm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.count = inputs[1]
         ctx.save_for_backward(*inputs[2 + ctx.count :])
+        if not torch.compiler.is_compiling():
+            ctx.targets = inputs[2 : 2 + ctx.count]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            pairs = zip(gradients, ctx.targets, strict=True)
+            scaled = (_FirstOrder.apply(t * g.detach().to(t.device, t.dtype), g, target) for t, target in pairs)
+            return None, None, *scaled, *(None,) * ctx.count
         if torch.compiler.is_compiling() or not _release(ctx):
             gradients = [t * g.to(t.device, t.dtype) for t in gradients]
         elif g.device.type != "cpu" or g != 1:  # elsewhere, looking would wait for the device

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .geometry import Geometry
+from .rule import Rule
 
-if TYPE_CHECKING:
-    from .layers import Untied
+__all__ = ["Call", "Layer", "Listener"]
 
-__all__ = ["Call", "Listener"]
+
+class Layer(Protocol):
+    """What a recording and a route ask of an untied layer, which `untied.layers.Untied` answers.
+
+    Attributes:
+        rule: of the layer. listeners: who hears of its calls.
+        was_called: whether a recorded pass has called it.
+        patches: of each weight, how often the task uses it in a step.
+        history: what `untied.audit` keeps between two recordings.
+        collector: where it gives inputs that wait for an error; None outside a recording. is_source: whether it is its
+            output's error that is broadcast.
+    """
+
+    rule: Rule
+    listeners: tuple[Listener, ...]
+    was_called: bool
+    patches: Mapping[str, int]
+    collector: Any
+    is_source: bool
+    history: Any
+
+    def own_weights(self) -> list[str]:
+        """The names of its kernels."""
+
+    def beside(self, weight: str) -> dict[str, Any]:
+        """What its rule keeps beside a weight."""
+
+    def backward_parameters(self) -> list[Any]:
+        """Its backward weights."""
+
+    @property
+    def weight_device(self) -> torch.device:
+        """Where its kernels are."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +60,19 @@ class Call:
         geometry: how the layer uses them.
         kernels: W and B themselves, as the layer holds them, that gradients go to.
         part: the rows of them that were used; None for all.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "fa")
+    >>> class Watching:
+    ...     def note(self, call):
+    ...         print(tuple(call.x.shape), tuple(call.y.shape), tuple(call.B.shape))
+    >>> model.listeners = (Watching(),)
+    >>> _ = model(torch.randn(5, 4))
+    (5, 4) (5, 3) (3, 4)
     """
 
-    layer: Untied
+    layer: Layer
     x: Tensor
     y: Tensor
     W: Tensor

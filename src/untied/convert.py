@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,21 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .algebra import Rule
+from . import attention as _attention  # noqa: F401 (it registers its layers)
+from . import foreign
 from .errors import UntiedError
+from .geometry import DENSE, Geometry
+from .initial import Init, angle_of, initial, like_weight
 from .layers import LAYERS, Untied, beside_name, untied_layers
 from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
 from .primitives import Combination, Primitive
+from .routes import Place
+from .rule import Rule
 from .rules import as_rule
 
-__all__ = ["Report", "like_weight", "parameter_groups", "tie_", "untie_"]
+__all__ = ["Groups", "Report", "like_weight", "parameter_groups", "tie_", "untie_"]
 
 Filter = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
-Init = str | torch.Generator | Callable[[Tensor], Tensor]
 Allow = str | Collection[str] | bool
 """Names or name patterns of parameters that shall keep backpropagation's errors; True for all."""
 
@@ -50,33 +55,28 @@ class Report:
     Attributes:
         converted: layer name -> "plain class, rule".
         left: name of each other module that owns parameters -> why it was left alone.
+        source: the layer whose output's error is broadcast; "" where the rule sends errors through the layers.
+
+    >>> import torch, untied
+    >>> report = untied.untie_(torch.nn.Linear(4, 3), "sa")
+    >>> report.converted
+    {'': 'Linear, rule sa'}
     """
 
     converted: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    source: str = ""
 
     def __str__(self) -> str:
         lines = [f"converted {len(self.converted)} layers"]
         lines += [f"  {name or '(the model)'}: {what}" for name, what in self.converted.items()]
+        lines += [f"errors are broadcast from the output of {self.source}"] if self.source else []
         reasons: dict[str, list[str]] = {}
         for name, why in self.left.items():
             reasons.setdefault(why, []).append(name or "(the model)")
         lines += ["left alone"] if reasons else []
         lines += [f"  {why}: {', '.join(names)}" for why, names in reasons.items()]
         return "\n".join(lines)
-
-
-def like_weight(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A normal draw with the weight's own standard deviation, so that B starts as W's initialisation would.
-
-    Where W is constant (some layers start at zero) it is PyTorch's default, 1 / sqrt(3 fan_in).
-    """
-    std = float(weight.detach().float().std(correction=0)) if weight.numel() else 0.0
-    if not std > 0:
-        std = 1 / math.sqrt(3 * max(weight[0].numel() if weight.dim() > 1 and weight.shape[0] else weight.numel(), 1))
-    where = weight.device if generator is None else generator.device
-    draw = torch.empty_like(weight, device=where, requires_grad=False).normal_(0.0, std, generator=generator)
-    return draw.to(weight.device)
 
 
 def untie_(
@@ -99,9 +99,9 @@ def untie_(
             0.5*decay + null"``.
         filter: which layers: a name pattern (``"layer1.*"``), a type or tuple of types, or a function of
             name and module. Default: all.
-        init: B's initial value: "like" draws it with W's own standard deviation (`like_weight`); "copy"
-            starts at W; a `torch.Generator` draws as "like" does, from that generator; a function gets W and
-            returns B.
+        init: B's initial value. "like" draws it with W's own standard deviation (`like_weight`); "copy" starts at W;
+            "angle(30)" is a random B of W's norm, at 30° to W; a `torch.Generator` draws as "like" does, from that
+            generator; a function gets W and returns B.
         allow: parameters that look like kernels, belong to no known layer, and shall knowingly keep
             backpropagation's errors: a name or pattern (``"W_rec"``, ``"cell.*"``), several, or True for all.
 
@@ -113,13 +113,24 @@ def untie_(
             subclasses, uninitialised lazy layers); matrix-shaped parameters outside known layers that ``allow``
             does not name; an unknown rule or init; an option of the rule
             would change nothing.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> print(untied.untie_(model, "sa"))
+    converted 2 layers
+      0: Linear, rule sa
+      2: Linear, rule sa
     """
     rule = as_rule(rule)
     rule.check()
+    foreign.register()
     matches, shown = _matcher(filter), f"filter={filter!r}" if filter is not None else "no filter"
-    if not (init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init)):
+    if not (
+        init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init) or angle_of(init) is not None
+    ):
         raise UntiedError(
-            f"init={init!r} is not possible: give 'like', 'copy', a torch.Generator, or a function of the weight"
+            f"init={init!r} is not possible: give 'like', 'copy', 'angle(30)' (0 to 180 degrees from W), a "
+            "torch.Generator, or a function of the weight"
         )
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
@@ -152,6 +163,7 @@ def untie_(
         )
         raise UntiedError(
             f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}"
+            + ("; to give it another rule, untied.tie_(model) first" if untied_layers(model) else "")
         )
     if unknown:
         raise UntiedError(
@@ -163,13 +175,20 @@ def untie_(
         _check_kernels(name, module)
     _check_shared(modules, chosen)
     # Everything that can fail comes first: an error leaves the model as it was.
+    source, outputs = _source(modules, chosen, rule)
+    if source and init != "like":
+        raise UntiedError(
+            f"init={init!r} says nothing of a B that is no kernel of its layer: write draw=... in the rule"
+        )
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
         for weight in _own_weights(module):
             key = identity(module, weight)
             W = read_kernel(module, weight)
             if key not in kernels:  # one weight in two modules has one backward weight in both
-                kernels[key] = (rule, rule.beside(W, partial(_initial, W, init)))
+                geometry = _geometry_of(module, weight) if rule.route.whole else DENSE
+                at = Place(W, partial(initial, W, init), geometry, name, outputs)
+                kernels[key] = (rule, rule.beside(at))
             elif kernels[key][0] != rule:
                 raise UntiedError(
                     f"{name} shares its weight with a layer under rule {kernels[key][0]}: give both the same rule"
@@ -178,7 +197,8 @@ def untie_(
     for name, module in chosen.items():
         converted[name] = f"{type(module).__name__}, rule {rule}"
         _exchange(module, rule, kernels)
-    return Report(converted, left)
+    foreign.attend(model)
+    return Report(converted, left, source)
 
 
 Kernels = dict[int | tuple[int, str], tuple[Rule, dict[str, Tensor | None]]]
@@ -205,6 +225,7 @@ def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
     rebase(module, LAYERS[plain])
     layer: Untied = module  # type: ignore[assignment]
     layer.plain_class, layer.rule = plain, rule
+    module.__dict__["__module__"] = "torch.nn"  # torch.fx asks the instance, and takes layers of torch.nn whole
     for weight in weights:
         for key, kept in kernels[identity(module, weight)][1].items():
             if isinstance(kept, nn.Parameter):
@@ -213,22 +234,26 @@ def _exchange(module: nn.Module, rule: Rule, kernels: Kernels) -> None:
                 module.register_buffer(beside_name(weight, key), kept)
 
 
-def _initial(W: Tensor, init: Init) -> Tensor:
-    W = W.detach()
-    if init == "copy":
-        return W.clone()
-    if init == "like":
-        return like_weight(W)
-    if isinstance(init, torch.Generator):
-        return like_weight(W, init)
-    assert callable(init)
-    B: object = init(W)
-    if not isinstance(B, Tensor) or B.shape != W.shape:
-        got = tuple(B.shape) if isinstance(B, Tensor) else type(B).__name__
-        raise UntiedError(
-            f"init gave {got} for a weight of shape {tuple(W.shape)}: return a tensor of the weight's shape"
-        )
-    return B.detach().to(W).clone()
+def _geometry_of(module: nn.Module, weight: str) -> Geometry:
+    """How a plain module will use one of its kernels."""
+    untied = copy.copy(module)
+    untied.__class__ = LAYERS[plain_type(module)]
+    return untied.geometry_of(weight)  # type: ignore[no-any-return, operator]
+
+
+def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: Rule) -> tuple[str, int | None]:
+    """The layer whose output's error is broadcast, and how many features that has."""
+    if not rule.route.broadcasts:
+        return "", None
+    known = {n: m for n, m in modules.items() if n in chosen or isinstance(m, Untied) or plain_type(m) in LAYERS}
+    last = [n for n in modules if n in chosen or isinstance(modules[n], Untied)][-1]
+    name = rule.route.source or last  # type: ignore[attr-defined]
+    if name not in known:
+        raise UntiedError(f"source={name} is no layer that can be untied: possible are {', '.join(known)}")
+    module = known[name]
+    weight = module.own_weights()[-1] if isinstance(module, Untied) else _own_weights(module)[-1]
+    geometry = module.geometry_of(weight) if isinstance(module, Untied) else _geometry_of(module, weight)
+    return name or "(the model)", geometry.sizes(read_kernel(module, weight))[1]
 
 
 def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:
@@ -344,12 +369,23 @@ def _check_kernels(name: str, module: nn.Module) -> None:
         raise UntiedError(
             f"{name or '(the model)'} has complex weights, which the rules do not cover: leave it out with filter=..."
         )
+    if "forward" in vars(module):
+        raise UntiedError(
+            f"{name or '(the model)'} has a forward of its own, put there by a hook (accelerate's, say), which would "
+            "go on to call the plain layer: take it off, untie_, and put it on again"
+        )
 
 
 def tie_(model: nn.Module) -> nn.Module:
     """Undo `untie_`, in place: plain classes, plain state dict, W as it is now.
 
     A model without untied layers is left as it is.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> list(untied.tie_(model).state_dict())
+    ['weight', 'bias']
     """
     for layer in untied_layers(model).values():
         module: nn.Module = layer  # type: ignore[assignment]
@@ -357,17 +393,62 @@ def tie_(model: nn.Module) -> nn.Module:
             for key in layer.rule.keeps:
                 remove_backward(module, beside_name(weight, key))
         plain = layer.plain_class
-        for attribute in ("rule", "plain_class", "listeners", "was_called", "patches", "visited"):
+        for attribute in (
+            "rule", "plain_class", "listeners", "was_called", "history", "patches", "visited", "collector",
+            "__module__",
+        ):  # fmt: skip
             module.__dict__.pop(attribute, None)
         rebase(module, plain)
+    foreign.release(model)
     return model
 
 
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+class Groups(NamedTuple):
+    """A model's parameters by what moves them.
+
+    Attributes:
+        forward: all but the backward weights. backward: the backward weights; empty under `bp`.
+    """
+
+    forward: list[nn.Parameter]
+    backward: list[nn.Parameter]
+
+    def with_settings(
+        self, forward: Mapping[str, Any] | None = None, backward: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """As optimizers take them, each with its "name"; a group without parameters is left out, as under `bp`.
+
+        Args:
+            forward, backward: settings of each, such as ``{"lr": 0.01}``. The backward weights have no weight decay
+                unless it is given: R has its own.
+
+        >>> import torch, untied
+        >>> model = torch.nn.Linear(3, 2)
+        >>> _ = untied.untie_(model, "sa")
+        >>> groups = untied.parameter_groups(model).with_settings({"weight_decay": 1e-4}, {"lr": 0.01})
+        >>> [g["name"] for g in torch.optim.SGD(groups, lr=0.1).param_groups]
+        ['forward', 'backward']
+        """
+        both = (
+            {"params": self.forward, "name": "forward", **(forward or {})},
+            {"params": self.backward, "name": "backward", "weight_decay": 0.0, **(backward or {})},
+        )
+        return [group for group in both if group["params"]]
+
+
+def parameter_groups(model: nn.Module) -> Groups:
     """(forward, backward): all other parameters, and the backward weights; each a list, as optimizers take it.
 
-    Give weight decay to the forward group only: R has its own decay. Feedback alignment's backward weights are
-    frozen (``requires_grad=False``), which optimizers pass over; transport rules have none.
+    ``.with_settings(...)`` makes parameter groups of them, with names. Give weight decay to the forward group only: R
+    has its own decay. Feedback alignment's backward weights are frozen (``requires_grad=False``), which optimizers pass
+    over; transport rules have none.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> forward, backward = untied.parameter_groups(model)
+    >>> [tuple(p.shape) for p in backward]
+    [(3, 4)]
     """
     backward = {id(B): B for layer in untied_layers(model).values() for B in layer.backward_parameters()}
-    return [p for p in model.parameters() if id(p) not in backward], list(backward.values())
+    return Groups([p for p in model.parameters() if id(p) not in backward], list(backward.values()))

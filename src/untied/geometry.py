@@ -42,7 +42,12 @@ def ordinary_autograd() -> Iterator[None]:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of two tensors of one shape: 0-dim, summed in float32 at least, in one pass that leaves nothing behind."""
+    """<a, b> of two tensors of one shape: 0-dim, summed in float32 at least, in one pass that leaves nothing behind.
+
+    >>> import torch
+    >>> inner(torch.ones(2, 3), torch.ones(2, 3))
+    tensor(6.)
+    """
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     if torch.compiler.is_compiling() or a.dtype != b.dtype or a.numel() == 0:  # a compiler fuses this by itself
         return (a * b).sum(dtype=wide)
@@ -69,9 +74,36 @@ class Geometry:
 
     Attributes:
         features: the dimension of x that holds its features (channels).
+        positional: whether a kernel is applied at several positions of a space.
+
+    >>> import torch
+    >>> from untied.geometry import DENSE
+    >>> x, y, K = torch.randn(5, 4), torch.randn(5, 3), torch.randn(3, 4)
+    >>> torch.allclose((DENSE.project(x, K) * y).sum(), (K * DENSE.correlate(x, y)).sum(), atol=1e-5)
+    True
     """
 
     features = -1
+    positional = False
+
+    def sizes(self, K: Tensor) -> tuple[int, int]:
+        """How many features x and y have.
+
+        Raises:
+            UntiedError: the layer type does not say.
+        """
+        raise UntiedError(
+            f"{type(self).__name__} does not say how its kernel's features are laid out: give it the methods sizes(K), "
+            "rows(K) and from_rows(rows, shape), or use another rule for this layer"
+        )
+
+    def rows(self, K: Tensor) -> Tensor:
+        """K as [groups, outputs of a group, rest]: a row for each output."""
+        return K.new_empty(self.sizes(K))
+
+    def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows`, for a kernel like one of this ``shape``; the number of outputs may differ."""
+        return rows.new_empty(self.sizes(rows))
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         """T_K x."""
@@ -149,7 +181,21 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Dense(Geometry):
-    """`nn.Linear`: y = x Kᵀ over the last dimension."""
+    """`nn.Linear`: y = x Kᵀ over the last dimension.
+
+    >>> import torch
+    >>> Dense().project(torch.ones(2, 4), torch.ones(3, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    def sizes(self, K: Tensor) -> tuple[int, int]:
+        return K.shape[1], K.shape[0]
+
+    def rows(self, K: Tensor) -> Tensor:
+        return K.unsqueeze(0)
+
+    def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        return rows[0]
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
         return F.linear(x, K)
@@ -177,9 +223,15 @@ class Convolution(Geometry):
     ``padding`` is zero padding that the kernel call itself does. ``explicit_padding`` (first and last side
     per dimension, last dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done
     before it: other modes, and an uneven 'same'.
+
+    >>> import torch
+    >>> layer = torch.nn.Conv2d(2, 4, 3, stride=2)
+    >>> geometry = Convolution.of(layer)
+    >>> geometry.project(torch.randn(1, 2, 7, 7), layer.weight).shape
+    torch.Size([1, 4, 3, 3])
     """
 
-    features = 1
+    features, positional = 1, True
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -224,6 +276,20 @@ class Convolution(Geometry):
     @property
     def dims(self) -> int:
         return len(self.kernel_size)
+
+    def sizes(self, K: Tensor) -> tuple[int, int]:
+        own, grouped = K.shape[0], K.shape[1] * self.groups
+        return (own, grouped) if self.transposed else (grouped, own)
+
+    def rows(self, K: Tensor) -> Tensor:
+        K = K.unflatten(0, (self.groups, -1))  # transposed: [groups, inputs, outputs, *k]
+        return (K.transpose(1, 2) if self.transposed else K).flatten(2)
+
+    def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        if not self.transposed:
+            return rows.reshape(-1, *shape[1:])
+        K: Tensor = rows.unflatten(2, (shape[0] // self.groups, *shape[2:])).transpose(1, 2).flatten(0, 1)
+        return K
 
     def _call(
         self, x: Tensor, K: Tensor, bias: Tensor | None, transposed: bool, output_padding: tuple[int, ...]
@@ -358,7 +424,12 @@ DENSE = Dense()
 
 
 def project(x: Tensor, K: Tensor, geometry: Geometry = DENSE) -> Tensor:
-    """T_K x: send activity forward through kernel K. For a dense layer ``x @ K.T``."""
+    """T_K x: send activity forward through kernel K. For a dense layer ``x @ K.T``.
+
+    >>> import torch
+    >>> project(torch.ones(2, 4), torch.ones(3, 4))[0]
+    tensor([4., 4., 4.])
+    """
     return geometry.project(x, K)
 
 
@@ -367,10 +438,19 @@ def reconstruct(y: Tensor, K: Tensor, geometry: Geometry = DENSE, like: Tensor |
 
     ``like`` is an input x whose spatial size the result takes; without it a strided convolution gives the
     smallest one possible.
+
+    >>> import torch
+    >>> reconstruct(torch.ones(2, 3), torch.ones(3, 4))[0]
+    tensor([3., 3., 3., 3.])
     """
     return geometry.reconstruct(y, K, like)
 
 
 def correlate(x: Tensor, y: Tensor, geometry: Geometry = DENSE) -> Tensor:
-    """The gradient of <y, T_K x> in K, summed over batch and positions. For a dense layer ``y.T @ x``."""
+    """The gradient of <y, T_K x> in K, summed over batch and positions. For a dense layer ``y.T @ x``.
+
+    >>> import torch
+    >>> correlate(torch.ones(2, 4), torch.ones(2, 3))[0]
+    tensor([2., 2., 2., 2.])
+    """
     return geometry.correlate(x, y)

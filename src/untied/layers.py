@@ -9,20 +9,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from .algebra import Rule
-from .autograd import cast_for_autocast, untied_operation
+from .audit import History
+from .autograd import cast_for_autocast
+from .broadcast import Collector
 from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import DENSE, Convolution, Geometry
 from .parametrized import leaves, read_kernel
+from .routes import Use
+from .rule import Rule
 from .tape import Tape
 
 __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers"]
@@ -30,7 +32,11 @@ __all__ = ["LAYERS", "Untied", "backward_name", "register_layer", "untied_layers
 
 def backward_name(weight: str) -> str:
     """The name of the backward weight that belongs to a weight: ``weight`` -> ``backward_weight``, ``weight_hh_l0`` ->
-    ``backward_weight_hh_l0``."""
+    ``backward_weight_hh_l0``.
+
+    >>> backward_name("in_proj_weight")
+    'in_proj_backward_weight'
+    """
     return beside_name(weight, "backward_weight")
 
 
@@ -52,13 +58,22 @@ class Untied:
     Attributes:
         weights: the names of the kernels this layer type may have.
         rule: the learning rule of this layer.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> isinstance(model, Untied), isinstance(model, torch.nn.Linear), model
+    (True, True, UntiedLinear(in_features=4, out_features=3, bias=True, rule=sa))
     """
 
     weights: ClassVar[tuple[str, ...]] = ("weight",)
     rule: Rule
     plain_class: type[nn.Module]
+    collector: Collector | None = None  # under a recording, where the route broadcasts
+    is_source: bool = False  # whether it is its output's error that is broadcast
     listeners: tuple[Listener, ...] = ()  # set by record(), metrics.measure() and others for the time of a forward pass
     was_called: bool = False
+    history: History | None = None  # between two recordings, see `untied.audit`
     visited: Mapping[str, tuple[int, int]] = MappingProxyType({})  # which W, in which version, the rule has visited
     patches: Mapping[str, int] = MappingProxyType({})  # of each weight: how often the task used it in a step
 
@@ -84,16 +99,23 @@ class Untied:
             x: the layer's input.
             weight, bias: names of the parameters. part: their rows to use, all by default.
         """
+        if not torch.compiler.is_compiling() and not self.was_called:  # a compiled pass would be compiled again
+            self.was_called = True
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            self._check_traced()
         W = getattr(self, weight)
         b = None if bias is None else getattr(self, bias)
+        beside, route = self.beside(weight), self.rule.route
+        route.prepare(beside, x, geometry)
         B = self.backward_kernel(weight, W)
-        kernels = self._targets(weight, W, B)
+        kernels = self._targets(weight, W, beside["backward_weight"] if route.whole else B)
+        kernels = self.rule.compared(kernels[0], beside), kernels[1]
         if part is not None:
-            W, B, b = W[part], B[part], None if b is None else b[part]
+            W, B, b = W[part], B[part] if route.like_weight else B, None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
-        y = untied_operation(x_, W_, B_, b_, geometry, self.rule.copies)
+        y = self.rule.send(Use(x_, W_, B_, b_, geometry, beside, self))
         if self.listeners:
-            call = Call(self, x_, y, W_, B_, b_, geometry, kernels, part)
+            call = Call(self, x_, y, W_, B_, b_, geometry, kernels, None if route.whole else part)
             for listener in self.listeners:
                 listener.note(call)
         elif self.rule.needs_record and torch.is_grad_enabled() and getattr(self, "training", False):
@@ -116,6 +138,8 @@ class Untied:
 
     def backward_kernel(self, weight: str, W: Tensor) -> Tensor:
         """B in W's layout: the parameter, or what a transport rule makes of W now."""
+        if self.rule.route.whole:
+            return self.rule.kernel(W, self.beside(weight), self.geometry_of(weight))
         return self.rule.kernel(W, self.beside(weight))
 
     def beside(self, weight: str) -> dict[str, Any]:
@@ -133,11 +157,35 @@ class Untied:
 
     def backward_parameters(self) -> list[nn.Parameter]:
         """Its backward weights; none under a transport rule."""
-        return [B for w in self.own_weights() for B in leaves(self, backward_name(w))]  # type: ignore[arg-type]
+        names = [beside_name(w, key) for w in self.own_weights() for key in self.rule.keeps]
+        return [B for name in names for B in leaves(self, name)]  # type: ignore[arg-type]
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, own in self._lazy():
+            if prefix + name in state and not is_lazy(state[prefix + name]):
+                own.materialize(state[prefix + name].shape)
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[misc]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        module, lazy = cast(nn.Module, self), self._lazy()
+        for name, _ in lazy:  # it has no data to detach
+            del module._parameters[name]
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        for name, own in lazy:
+            module._parameters[name] = own
+            destination[prefix + name] = own
+
+    def _lazy(self) -> list[tuple[str, Any]]:
+        own = cast(nn.Module, self)._parameters
+        return [(name, p) for name, p in own.items() if p is not None and is_lazy(p)]
 
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy: nobody listens to a copy that is made inside record()."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("listeners", "visited")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("listeners", "visited", "collector", "history")
+        }
 
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""
@@ -153,6 +201,14 @@ class Untied:
         """Where its kernels are."""
         device: torch.device = getattr(self, self.own_weights()[0]).device
         return device
+
+    def _check_traced(self) -> None:
+        """What is exported is the forward pass alone: B would be lost without a word."""
+        if getattr(self, "training", False) and not self.rule.exact:
+            raise UntiedError(
+                "torch.export and torch.jit keep the forward pass alone, so what they make would train by "
+                "backpropagation: export model.eval(), or untied.tie_(copy.deepcopy(model))"
+            )
 
     def _warn_unrecorded(self) -> None:
         # A recomputation inside backward (activation checkpointing) is not a forward pass of its own.
@@ -221,118 +277,6 @@ class UntiedConvTranspose3d(_UntiedTransposed, nn.ConvTranspose3d):
     """`nn.ConvTranspose3d` with ``backward_weight`` [i, o/groups, k, k, k]."""
 
 
-class UntiedOutputProjection(Untied, NonDynamicallyQuantizableLinear):
-    """The output projection inside `nn.MultiheadAttention`."""
-
-    def geometry(self) -> Geometry:
-        return DENSE
-
-
-class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose projections are untied: ``in_proj_backward_weight``, or one for q, k and
-    v each, and ``out_proj.backward_weight``. The products of queries, keys and values are activity, not
-    weights, and stay as they are.
-    """
-
-    weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-    def geometry(self) -> Geometry:
-        return DENSE
-
-    def forward(  # type: ignore[override]
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As the plain layer's, arguments and results."""
-        if is_causal and attn_mask is None:
-            raise UntiedError("is_causal=True needs attn_mask too, as in nn.MultiheadAttention: give the causal mask")
-        batched, same = query.dim() == 3, query is key and key is value
-        q_in, k_in, v_in = (self._batch_first(t, batched) for t in (query, key, value))
-        q, k, v = self._project(q_in, k_in, v_in, same)
-        n, _, E = q.shape
-        key_padding_mask = _additive(key_padding_mask, q.dtype)
-        attn_mask = _additive(attn_mask, q.dtype)
-        if key_padding_mask is not None:
-            key_padding_mask = key_padding_mask.reshape(n, 1, 1, -1)
-        if attn_mask is not None:
-            attn_mask = attn_mask.reshape(
-                -1 if attn_mask.dim() == 3 else 1,
-                self.num_heads if attn_mask.dim() == 3 else 1,
-                *attn_mask.shape[-2:],
-            )
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(n, 1, E).to(k.dtype)], 1)
-            v = torch.cat([v, self.bias_v.expand(n, 1, E).to(v.dtype)], 1)
-        if self.add_zero_attn:
-            k, v = (torch.cat([t, t.new_zeros(n, 1, E)], 1) for t in (k, v))
-        extra = (self.bias_k is not None) + self.add_zero_attn
-        if extra:
-            key_padding_mask, attn_mask = (
-                None if m is None else F.pad(m, (0, extra)) for m in (key_padding_mask, attn_mask)
-            )
-        mask = (
-            attn_mask
-            if key_padding_mask is None
-            else key_padding_mask
-            if attn_mask is None
-            else attn_mask + key_padding_mask
-        )
-        q, k, v = (
-            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # [n, heads, length, E / heads]
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = (q * (q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
-            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = F.dropout(weights, dropout)
-            z = weights @ v
-        else:
-            z = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        out = self.out_proj(z.transpose(1, 2).flatten(2))
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
-        if not batched:
-            return out.squeeze(0), weights
-        return (out if self.batch_first else out.transpose(0, 1)), weights
-
-    def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
-        return x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
-
-    def _project(self, q: Tensor, k: Tensor, v: Tensor, same: bool) -> tuple[Tensor, ...]:
-        bias = None if self.in_proj_bias is None else "in_proj_bias"
-        if not self._qkv_same_embed_dim:
-            E, names = self.embed_dim, ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-            return tuple(
-                self._add_bias(self.connect(x, DENSE, name, None), slice(i * E, (i + 1) * E))
-                for i, (x, name) in enumerate(zip((q, k, v), names, strict=True))
-            )
-        if same:
-            return self.connect(q, DENSE, "in_proj_weight", bias).chunk(3, dim=-1)
-        E = self.embed_dim
-        return tuple(
-            self.connect(x, DENSE, "in_proj_weight", bias, slice(i * E, (i + 1) * E)) for i, x in enumerate((q, k, v))
-        )
-
-    def _add_bias(self, y: Tensor, rows: slice) -> Tensor:
-        return y if self.in_proj_bias is None else y + self.in_proj_bias[rows].to(y.dtype)
-
-
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A boolean mask (True: leave out) as one that is added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask if mask is None else mask.to(dtype)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
-
-
 LAYERS: dict[type[nn.Module], Any] = {
     nn.Linear: UntiedLinear,
     nn.Conv1d: UntiedConv1d,
@@ -341,8 +285,6 @@ LAYERS: dict[type[nn.Module], Any] = {
     nn.ConvTranspose1d: UntiedConvTranspose1d,
     nn.ConvTranspose2d: UntiedConvTranspose2d,
     nn.ConvTranspose3d: UntiedConvTranspose3d,
-    NonDynamicallyQuantizableLinear: UntiedOutputProjection,
-    nn.MultiheadAttention: UntiedMultiheadAttention,
 }
 """Each plain layer class, by exact type, and its untied class."""
 
@@ -374,5 +316,12 @@ def register_layer(plain: type[nn.Module]) -> Callable[[type], type]:
 
 
 def untied_layers(model: nn.Module) -> dict[str, Untied]:
-    """Every converted layer of a model by name; a module that appears twice is listed once."""
+    """Every converted layer of a model by name; a module that appears twice is listed once.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "sa", filter="2")
+    >>> list(untied_layers(model))
+    ['2']
+    """
     return {name: module for name, module in model.named_modules() if isinstance(module, Untied)}

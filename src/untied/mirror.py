@@ -17,20 +17,23 @@ docs/local_rule.md explains the rule and names its sources.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .algebra import Rule, Visit
 from .errors import UntiedError
 from .geometry import Geometry
-from .layers import Untied, untied_layers
+from .noise import hadamard
+from .routes import Place
+from .rule import Rule, Visit, whole
+from .spiking import estimate
 
-__all__ = ["MirroredKolenPollack", "measured", "mirror_", "needed_patches"]
+__all__ = ["MirroredKolenPollack", "measured", "needed_patches"]
 
 PRIOR = 2.0
+WINDOWS = 1000  # of spiking, at least, in one evaluation
 BLOCK = 1 << 22  # numbers of noise that are in memory at a time
 
 
@@ -42,7 +45,9 @@ class MirroredKolenPollack(Rule):
 
     Args:
         noise: of the mirror: "normal", "uniform", "codes" (orthogonal over the patches of an evaluation, as far as
-            these suffice), or "lattice" (as many codes as it takes to measure W exactly, in one evaluation).
+            these suffice), "lattice" (as many codes as it takes to measure W exactly, in one evaluation), or "spikes":
+            no noise but the discontinuity at the threshold of spiking units (`untied.spiking`), in as many windows as
+            patches, at least `WINDOWS`; it counts for as many patches of normal noise as have its own error.
         every: the mirror is evaluated at every k-th step; `untied.record` then needs ``step``.
         until: evaluations after which it rests for good and the copy goes on alone; 0 never rests. With one evaluation
             exact, "lattice" rests after the first.
@@ -61,21 +66,27 @@ class MirroredKolenPollack(Rule):
     True
     """
 
-    name, motion, local, moves_itself = "mkp", "estimate", True, True
-    keeps = ("backward_weight", "backward_follows", "backward_heard")
-    NOISE: ClassVar[tuple[str, ...]] = ("normal", "uniform", "codes", "lattice")
+    name, motion, local, moves_itself, mirrors = "mkp", "estimate", True, True, True
+    title, source = "mirrored Kolen-Pollack", "docs/local_rule.md"
+    NOISE: ClassVar[tuple[str, ...]] = ("normal", "uniform", "codes", "lattice", "spikes")
     OPTIONS: ClassVar[dict[str, Any]] = {"noise": "normal", "every": 1, "until": 64, "forget": 0.0}
 
     def __init__(self, noise: str = "normal", every: int = 1, until: int = 64, forget: float = 0.0) -> None:
         if noise not in self.NOISE:
             raise UntiedError(f"noise={noise!r} is not possible: choose one of {', '.join(self.NOISE)}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise UntiedError(f"every={every!r} is not possible: give a whole number of steps, 1 or more")
         if isinstance(until, bool) or not isinstance(until, int) or until < 0:
             raise UntiedError(f"until={until!r} is not possible: give a number of evaluations, or 0 to go on for ever")
         if isinstance(forget, bool) or not isinstance(forget, int | float) or not 0 <= forget <= 1:
             raise UntiedError(f"forget={forget!r} is not possible: give a gain from 0 to 1")
-        self.noise, self.every, self.until, self.forget = noise, every, until, float(forget)
+        self.noise, self.every, self.until, self.forget = noise, whole("every", every), until, float(forget)
+
+    @classmethod
+    def possible(cls) -> list[str]:
+        return list(cls.OPTIONS)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ("backward_weight", "backward_follows", "backward_heard")
 
     @property
     def needs_record(self) -> bool:
@@ -86,10 +97,11 @@ class MirroredKolenPollack(Rule):
         """Every option that is not at its default."""
         return {k: v for k, default in self.OPTIONS.items() if (v := getattr(self, k)) != default}
 
-    def beside(self, W: Tensor, B: Callable[[], Tensor]) -> dict[str, Tensor | None]:
+    def beside(self, at: Place) -> dict[str, Tensor | None]:
+        W = at.W
         stream = torch.randint(1 << 31, (1,))
         return {
-            "backward_weight": nn.Parameter(B(), requires_grad=False),
+            "backward_weight": nn.Parameter(at.draw(), requires_grad=False),
             "backward_follows": W.detach().clone(),  # W as B saw it last
             # the noise's stream; patches heard; evaluations; patches of the task in a step
             "backward_heard": torch.cat([stream, torch.zeros(3, dtype=stream.dtype)]).to(W.device),
@@ -122,8 +134,15 @@ class MirroredKolenPollack(Rule):
                 )
             if visit.step % self.every:
                 return False
-        most = 1 if self.noise == "lattice" and not self.forget else self.until
-        return most == 0 or heard(visit.beside)[2] < most
+        return self.most == 0 or heard(visit.beside)[2] < self.most
+
+    @property
+    def most(self) -> int:
+        """How many evaluations there are; 0 for no end."""
+        return 1 if self.noise == "lattice" and not self.forget else self.until
+
+    def rest(self, beside: Mapping[str, Any]) -> None:
+        beside["backward_heard"][2] = self.most
 
     def evaluate(self, visit: Visit) -> None:
         """One measurement of W, averaged into B, from as many noise patches as the task took in a step: examples times
@@ -134,12 +153,16 @@ class MirroredKolenPollack(Rule):
         fan_in = visit.geometry.patch(W)[2]
         m = needed_patches(fan_in) if self.noise == "lattice" else patches or fan_in
         with torch.no_grad(), seeded(stream, evaluations, W.device):
-            estimate = measured(W, visit.geometry, m, self.noise)
+            if self.noise == "spikes":
+                found = estimate(W, visit.geometry, max(m, WINDOWS), name=visit.name)
+                measurement, m = found.weight, max(round(fan_in / found.variance), 1)
+            else:
+                measurement = measured(W, visit.geometry, m, self.noise)
             exact = (
                 self.noise in ("codes", "lattice") and m >= fan_in and m == needed_patches(m)
             )  # all codes, each once
             gain = 1.0 if exact else max(m / (fan_in / PRIOR + total + m), self.forget)
-            B.data.lerp_(estimate.to(B.dtype), gain)
+            B.data.lerp_(measurement.to(B.dtype), gain)
             visit.beside["backward_heard"][1:3].add_(torch.tensor([m, 1], device=B.device))
 
     def predicted_angle(self, beside: Mapping[str, Any], fan_in: int) -> float:
@@ -151,62 +174,6 @@ class MirroredKolenPollack(Rule):
         return f"{self.name}({words})" if words else self.name
 
 
-def mirror_(model: nn.Module, batches: int = 16) -> dict[str, float]:
-    """Calibrate every backward weight by noise, in place, before training or between its parts. It needs no data and
-    does not run the network: each layer is measured by itself.
-
-    Every evaluation takes as many noise patches as inputs reach one output, so that B's error falls to about
-    ‖E‖/‖W‖ = 1/√batches. Under `mkp` the measurements count among its own; other rules move on from here.
-
-    Args:
-        model: a converted model. batches: evaluations for each kernel, 1 or more.
-
-    Returns:
-        The weight angle of each layer afterwards, in degrees.
-
-    Raises:
-        UntiedError: nothing is converted; no layer has a B to calibrate (transport rules); ``batches`` is below 1.
-
-    >>> import torch, untied
-    >>> model = torch.nn.Linear(6, 5)
-    >>> _ = untied.untie_(model, "fa")
-    >>> untied.mirror_(model, batches=400)[""] < 10
-    True
-    """
-    from .metrics import weight_angles
-
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise UntiedError(f"batches={batches!r} is not possible: give a whole number of evaluations, 1 or more")
-    found = 0
-    for visit, rule in visits(untied_layers(model)):
-        found += 1
-        by = rule if isinstance(rule, MirroredKolenPollack) else MirroredKolenPollack()
-        by.settle(visit)
-        for _ in range(batches):
-            by.evaluate(visit)
-    if not found:
-        raise UntiedError(
-            "no layer of this model has a backward weight to calibrate: call untied.untie_(model, rule) first, with a "
-            "rule that keeps one, such as fa or mkp"
-        )
-    return weight_angles(model)
-
-
-def visits(layers: Mapping[str, Untied]) -> Iterator[tuple[Visit, Rule]]:
-    """Each backward kernel once, with its rule; for a rule that does not measure, with a fresh state beside it."""
-    seen: set[int] = set()
-    for name, layer in layers.items():
-        for weight in layer.own_weights():
-            W, beside = getattr(layer, weight), layer.beside(weight)
-            B = beside.get("backward_weight")
-            if B is None or id(B) in seen:
-                continue
-            seen.add(id(B))
-            if not layer.rule.moves_itself:
-                beside = {**MirroredKolenPollack().beside(W, W.detach), "backward_weight": B}
-            yield Visit(W, beside, layer.geometry_of(weight), name), layer.rule
-
-
 def measured(W: Tensor, geometry: Geometry, patches: int, noise: str) -> Tensor:
     """An unbiased estimate of W, in its layout, from the layer's own response to noise: correlate(ξ, T_W ξ) / patches.
 
@@ -216,16 +183,23 @@ def measured(W: Tensor, geometry: Geometry, patches: int, noise: str) -> Tensor:
     Args:
         W: [o, i/groups, ...], as the geometry's legend says. patches: of noise, one input at one position each.
         noise: "normal", "uniform", "codes" or "lattice".
+
+    >>> import torch
+    >>> from untied.geometry import DENSE
+    >>> W = torch.randn(3, 4)
+    >>> torch.allclose(measured(W, DENSE, 4, "codes"), W, atol=1e-5)
+    True
     """
     bare, shape, fan_in = geometry.patch(W)
     width = math.prod(shape)
     coded = noise in ("codes", "lattice")
     order = torch.randperm(needed_patches(max(fan_in, patches)), device=W.device) if coded else None
     size, total = max(1, BLOCK // max(width, 1)), torch.zeros_like(W)
+    columns = torch.arange(fan_in, device=W.device)
     for start in range(0, patches, size):
         n = min(size, patches - start)
         if order is not None:  # groups share no output, so they may have the same codes
-            x = codes(order[start : start + n], fan_in, W).repeat(1, width // fan_in)
+            x = hadamard(order[start : start + n], columns, W.dtype).repeat(1, width // fan_in)
         elif noise == "normal":
             x = torch.randn(n, width, dtype=W.dtype, device=W.device)
         else:
@@ -235,16 +209,12 @@ def measured(W: Tensor, geometry: Geometry, patches: int, noise: str) -> Tensor:
     return total / patches
 
 
-def codes(rows: Tensor, count: int, like: Tensor) -> Tensor:
-    """Rows of the Hadamard matrix, its first ``count`` columns: [n, count], 1 and −1."""
-    parity = rows[:, None] & torch.arange(count, device=rows.device)
-    for shift in (16, 8, 4, 2, 1):
-        parity = parity ^ (parity >> shift)
-    return (1 - 2 * (parity & 1)).to(like.dtype)
-
-
 def needed_patches(fan_in: int) -> int:
-    """How many patches measure W exactly with codes: the power of two from the number of inputs of an output on."""
+    """How many patches measure W exactly with codes: the power of two from the number of inputs of an output on.
+
+    >>> needed_patches(9)
+    16
+    """
     return 1 << max(fan_in - 1, 0).bit_length()
 
 

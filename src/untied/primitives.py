@@ -20,11 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .coefficients import Coefficient, Statistic, add, coefficient_text, multiply
 from .errors import UntiedError
 from .geometry import inner
-from .operations import Signals
-from .schedules import Coefficient, add, coefficient_text, multiply
-from .statistics import Statistic
+from .signals import Signals
 
 __all__ = [
     "KNOWN",
@@ -33,6 +32,7 @@ __all__ = [
     "Combination",
     "Correlation",
     "Multiple",
+    "Number",
     "Primitive",
     "amp",
     "copy",
@@ -43,6 +43,10 @@ __all__ = [
     "sparse",
     "unregister_primitive",
 ]
+
+
+Number = float | Tensor
+"""A coefficient's value now: a 0-dim tensor where it changes in training, so that a compiled step stays compiled."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,12 @@ class Multiple:
 
 
 class Combination(Mapping["Primitive", Coefficient]):
-    """R: a linear combination of primitives. ``1e-3 * amp + 1e-3 * decay`` makes one."""
+    """R: a linear combination of primitives. ``1e-3 * amp + 1e-3 * decay`` makes one.
+
+    >>> from untied.primitives import amp, decay
+    >>> 2 * amp + decay
+    2*amp + decay
+    """
 
     def __init__(self, coefficients: Mapping[Primitive, Coefficient]) -> None:
         self._coefficients = {p: c for p, c in coefficients.items() if callable(c) or c != 0}
@@ -132,6 +141,10 @@ class Primitive:
         signal: what B makes of the activity that it uses: "projection" (T_B x), "reconstruction" (T_B* y), or None.
         local_computation: synaptic weights act only on their own inputs (paper, section 3.1, criterion 1).
         local_plasticity: the update depends on pre- and postsynaptic activity only (criterion 2).
+
+    >>> from untied.primitives import amp
+    >>> amp.name, amp.local, amp.needs_data
+    ('amp', True, True)
     """
 
     name: ClassVar[str]
@@ -329,7 +342,7 @@ def register_primitive(primitive: Primitive) -> Primitive:
     ...         return s.B.abs().sum()
     >>> sparsity = untied.primitives.register_primitive(Sparsity())
     >>> untied.rules.parse("sa(decay=1) + 0.1*sparsity")
-    align(self=1, decay=1, sparsity=0.1)
+    self + decay + 0.1*sparsity
     >>> untied.primitives.unregister_primitive("sparsity")
 
     Raises:
@@ -348,6 +361,13 @@ def unregister_primitive(name: str) -> None:
 
     Raises:
         UntiedError: nothing was registered under this name.
+
+    >>> import untied
+    >>> try:
+    ...     untied.unregister_primitive("amp")
+    ... except untied.UntiedError:
+    ...     print("it is one of Table 1")
+    it is one of Table 1
     """
     if name in PRIMITIVES or name == copy.name or name not in KNOWN:
         raise UntiedError(f"{name!r} was not registered: only registered primitives can be taken back")

@@ -108,7 +108,7 @@ class _UntiedRecurrent(Untied):
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = nn.RNNBase.__getstate__(self)  # type: ignore[arg-type]
-        return {name: value for name, value in state.items() if name not in ("tape", "listener")}
+        return {name: value for name, value in state.items() if name not in ("listeners", "visited", "collector")}
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As the plain layer's, arguments and results."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .algebra import Rule
+from .coefficients import Schedule
 from .errors import UntiedError
-from .rules import named
-from .schedules import Schedule
+from .naming import named
+from .rule import Rule
 
 __all__ = ["from_reference"]
 
@@ -70,6 +70,9 @@ def from_reference(name: str, **flags: Any) -> Rule:
 
     Raises:
         UntiedError: an unknown name, letter or flag.
+
+    >>> from_reference("symmetric")
+    sa(self=0.002, decay=0.002)
     """
     short = REFERENCE_NAMES.get(name, name)
     if short not in REFERENCE_NAMES.values():

@@ -1,4 +1,4 @@
-"""`record` collects each layer's R during a forward pass; `Tape.penalty` hands it over as a term of the loss.
+"""`Tape` collects each layer's R during a forward pass; `Tape.penalty` hands it over as a term of the loss.
 
 What a layer leaves on the tape is of a weight's size: R's gradient in B is computed in the forward pass,
 from the closed form, while the activity is there anyway. Rules with noise input need no activity at all,
@@ -8,27 +8,23 @@ under activation checkpointing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .algebra import Alignment, Number, Visit
+from . import audit
+from .algebra import Alignment
 from .autograd import LossTerm
-from .call import Call, Listener
+from .call import Call, Layer
 from .errors import UntiedError
 from .geometry import Geometry
-from .operations import Signals
-from .parametrized import read_kernel
-from .primitives import Primitive
+from .primitives import Number, Primitive
+from .signals import Signals
 
-if TYPE_CHECKING:
-    from .layers import Untied
-
-__all__ = ["Tape", "record"]
+__all__ = ["Tape"]
 
 Terms = tuple[Tensor, Tensor, Tensor | None]
 """R, its gradient in B, and in W where R moves that too."""
@@ -45,10 +41,11 @@ scale."""
 class Connection:
     """One backward kernel and what its layer's calls have left for it."""
 
-    layer: Untied
+    layer: Layer
     rule: Alignment
     kernels: tuple[Tensor, Tensor]
     part: slice | None
+    carries: bool = False  # errors, to something below
     calls: list[Terms] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
 
@@ -65,14 +62,24 @@ class Tape:
         progress: of training, 0 to 1, for coefficients that are functions of it; or None.
         step: number of the training step, for rules with ``every``; or None.
         align: whether rules are evaluated, or all rest.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa", init="copy")
+    >>> with untied.record(model) as tape:
+    ...     _ = model(torch.randn(5, 4))
+    >>> tape.penalty().dim()
+    0
     """
 
-    def __init__(self, layers: dict[str, Untied], progress: float | None, step: int | None, align: bool = True) -> None:
+    def __init__(
+        self, layers: Mapping[str, Layer], progress: float | None, step: int | None, align: bool = True
+    ) -> None:
         self.layers = layers
         self.progress = progress
         self.step = step
         self.align = align
-        rules = [layer.rule for layer in layers.values() if isinstance(layer.rule, Alignment)]
+        rules = [layer.rule for layer in layers.values()]
         # Where in the batch a ``fraction`` begins, 0 to 1. Without one, no random number is taken.
         draws = align and any(rule.fraction < 1 for rule in rules)
         self.place = torch.rand(()) if draws else torch.zeros(())
@@ -82,15 +89,15 @@ class Tape:
         # Settled here, once a step: inside a compiled model they would be guards.
         self.coefficients: dict[int, dict[Primitive, Number]] = {}
         self.resting: dict[int, bool] = {}
-        self.called: list[Untied] = []
+        self.called: list[Layer] = []
         self.patches: dict[int, int] = {}
-        self.made: dict[tuple[Untied, str], tuple[Tensor, Tensor]] = {}  # kernels that are parametrized
+        self.made: dict[tuple[Layer, str], tuple[Tensor, Tensor]] = {}  # kernels that are parametrized
         self.handed_over: Tensor | None = None
         self.values: dict[str, Tensor] = {}
         self.connections: dict[Key, Connection] = {}
         for name, layer in layers.items():
             rule = layer.rule
-            if not isinstance(rule, Alignment) or id(rule) in self.resting:
+            if not rule.aligns or id(rule) in self.resting:
                 continue
             if align and rule.every > 1 and step is None:
                 raise UntiedError(
@@ -99,7 +106,7 @@ class Tape:
                 )
             self.resting[id(rule)] = not align or (step is not None and step % rule.every != 0)
             if align:
-                self.coefficients[id(rule)] = rule.coefficients(progress)
+                self.coefficients[id(rule)] = cast(Alignment, rule).coefficients(progress)
 
     def note(self, call: Call) -> None:
         """What a layer says of one of its calls."""
@@ -110,14 +117,16 @@ class Tape:
             B = id(kernels[1])
             n = (call.geometry.batch_size(call.x) or 1) * call.geometry.positions(call.x, call.y)
             self.patches[B] = self.patches.get(B, 0) + n
-        if not isinstance(rule, Alignment) or not rule.aligns:
+        if not rule.aligns:
             return
+        rule = cast(Alignment, rule)
         if self.handed_over is not None:
             if torch._C._current_graph_task_id() != -1:
                 return  # recomputed within the backward pass (activation checkpointing): counted already
             raise UntiedError("R was asked for before this forward pass: call tape.penalty() after the last one")
         key = (id(kernels[1]), None if part is None else part.start)
         connection = self.connections.setdefault(key, Connection(layer, rule, kernels, part))
+        connection.carries |= call.x.requires_grad
         if not rule.needs_data or self.resting[id(rule)]:
             return
         if (
@@ -142,7 +151,8 @@ class Tape:
                 n = self.patches.get(id(beside["backward_weight"]), 0)
                 if n and layer.patches.get(weight) != n:  # a batch's size changes rarely
                     layer.patches = {**layer.patches, weight: n}
-                    beside["backward_heard"][3] = n
+                    if (heard := beside.get("backward_heard")) is not None:
+                        heard[3] = n
 
     def signals(self, rule: Alignment, call: Call) -> tuple[Signals, float]:
         """What the rule sees of this call, and the factor that makes a sum over it a mean over the batch."""
@@ -163,8 +173,8 @@ class Tape:
         return Signals(x, W, B, geometry, rule.operations, bias, y), scale
 
     def window(self, x: Tensor, n: int, k: int) -> Tensor:
-        """K neighbouring examples of n. Where k divides n, one of the n / k blocks, a view of x; else from any place,
-        the first following the last."""
+        """``k`` neighbouring examples of n. Where k divides n, one of the n / k blocks, a view of x; else from any
+        place, the first following the last."""
         blocks = n % k == 0
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
             place, rows = self.place_there.to(x.device), torch.arange(k, device=x.device)
@@ -180,14 +190,34 @@ class Tape:
 
         The gradients go over to the term, so that none is held twice; asked again, it is the same term.
 
+        It has no lower bound under some rules (`amp` pulls B along W without end, but for a decay), so it is no measure
+        of progress: watch the task's loss, or the angles.
+
         Raises:
-            UntiedError: converted layers took no part in any recorded forward pass so far.
+            UntiedError: no converted layer was called in this recording; or it is asked for under ``no_grad``, where
+                it could move nothing: `penalties` has the numbers.
         """
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.moves_something:
+            raise UntiedError(
+                "tape.penalty() under torch.no_grad() has no gradient, so no B would move: ask for it outside of "
+                "no_grad, or for numbers with tape.penalties()"
+            )
+        return self._handed_over()
+
+    def _handed_over(self) -> Tensor:
         if self.handed_over is None:
             self.audit()
+            if not torch.compiler.is_compiling():
+                audit.frozen(self)
+                audit.asked(self)
             self.handed_over = self._penalty()
             self.connections.clear()
         return self.handed_over
+
+    @property
+    def moves_something(self) -> bool:
+        """Whether some rule has an R in this recording."""
+        return any(not resting for resting in self.resting.values())
 
     def _penalty(self) -> Tensor:
         names = {id(layer): name for name, layer in self.layers.items()}
@@ -205,7 +235,7 @@ class Tape:
 
     def penalties(self) -> dict[str, float]:
         """R of each layer by name, as numbers, for logging. As `penalty`, it ends the recording."""
-        self.penalty()
+        self._handed_over()
         return {name: float(v) for name, v in self.values.items()}
 
     def terms(self, key: Key, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -231,16 +261,11 @@ class Tape:
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
 
     def audit(self) -> None:
-        """Refuse to go on if converted layers were never called: errors there are backprop's, or B is stuck."""
-        for layer in self.called:
-            layer.was_called = True
-        missed = [name for name, layer in self.layers.items() if not layer.was_called]
-        if missed:
-            shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        """Refuse to go on if no converted layer was called: then there is no R. See `untied.audit` for the rest."""
+        if self.layers and not self.called:
+            shown = ", ".join(list(self.layers)[:5]) + (f" and {n} more" if (n := len(self.layers) - 5) > 0 else "")
             raise UntiedError(
-                f"converted layers were never called in the recorded forward pass: {shown}. Run it inside record(); "
-                "or, where a model uses their weights directly (functional attention), leave them out with "
-                "untie_(model, rule, filter=...) or register the module that uses them (untied.register_layer)"
+                f"converted layers were not called in the recorded forward pass: {shown}. Run it inside record()"
             )
 
 
@@ -253,85 +278,3 @@ def added(calls: list[Terms], mean: bool) -> Terms:
     if mean and (n := len(calls)) > 1:
         R, dB, dW = R / n, dB.div_(n), None if dW is None else dW.div_(n)
     return R, dB, dW
-
-
-@contextmanager
-def record(
-    model: nn.Module, *, progress: float | None = None, step: int | None = None, align: bool = True
-) -> Iterator[Tape]:
-    """Record a training forward pass, for R.
-
-    ::
-
-        with untied.record(model) as tape:
-            task = cross_entropy(model(images), labels)
-        (task + tape.penalty()).backward()
-
-    A phase that aligns alone, a mirror phase, needs no autograd through the network::
-
-        with untied.record(model) as tape, torch.no_grad():
-            model(inputs)
-        tape.penalty().backward()
-
-    `DistributedDataParallel` averages gradients only after a forward pass with autograd: leave ``no_grad`` out there
-    and write ``(0 * task + tape.penalty()).backward()``, or average B's gradients oneself.
-
-    Args:
-        model: a converted model, also wrapped in `DistributedDataParallel` or compiled; in training or evaluation mode.
-        progress: of training, 0 to 1; needed by coefficients that are functions of it.
-        step: number of this training step; needed by rules with ``every``.
-        align: False lets every rule rest in this pass, for phases that train the task alone: R is 0, at no cost, and
-            every B that aligns still gets a gradient, of zeros, so that DDP waits for none in vain. Neither progress
-            nor step is needed then. The pseudogradient that Kolen-Pollack's B copies is the task's, and stays.
-
-    Raises:
-        UntiedError: nothing in the model is converted; two recordings at once; progress or step is missing. Later:
-            a layer is called under ``torch.inference_mode()`` (use ``torch.no_grad()``).
-    """
-    from .layers import untied_layers
-
-    layers = untied_layers(model)
-    if not layers:
-        raise UntiedError(
-            "nothing in this model is converted: call untied.untie_(model, rule) first ('bp' for a baseline)"
-        )
-    if any(isinstance(listener, Tape) for layer in layers.values() for listener in layer.listeners):
-        raise UntiedError("this model is being recorded already: leave the first record() before entering another")
-    tape = Tape(layers, progress, step, align)
-    visit(layers, step, align)
-    with listening(layers, tape):
-        yield tape
-    tape.count_patches()
-
-
-def visit(layers: Mapping[str, Untied], step: int | None, align: bool) -> None:
-    """Let rules that move B themselves do so: once for each kernel, and measure only where W has moved since."""
-    seen: set[int] = set()
-    for name, layer in layers.items():
-        if not layer.rule.moves_itself:
-            continue
-        for weight in layer.own_weights():
-            W, beside = read_kernel(layer, weight), layer.beside(weight)  # type: ignore[arg-type]
-            if id(beside["backward_weight"]) in seen:
-                continue
-            seen.add(id(beside["backward_weight"]))
-            version = (id(W), W._version)
-            fresh = layer.visited.get(weight) != version
-            if align:
-                layer.visited = {**layer.visited, weight: version}
-            layer.rule.visit(Visit(W, beside, layer.geometry_of(weight), name, step, align and fresh))
-
-
-@contextmanager
-def listening(layers: Mapping[str, Untied], listener: Listener, alone: bool = False) -> Iterator[None]:
-    """Let somebody hear of every call of these layers, beside whoever listens already, or ``alone``: a pass that only
-    measures is no part of what others record.
-    """
-    before = {name: layer.listeners for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.listeners = (listener,) if alone else (*layer.listeners, listener)
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.listeners = before[name]

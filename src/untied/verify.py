@@ -9,6 +9,7 @@ Legend: g the gradient of the task loss under the untied network; "plain" the sa
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from .call import Call
 from .errors import UntiedError
 from .geometry import Geometry
-from .layers import Untied, untied_layers
-from .tape import record
+from .layers import Untied, backward_name, untied_layers
+from .parametrized import leaves
+from .recording import listening, record
 
 __all__ = ["Finding", "Verification", "verify"]
 
@@ -35,7 +39,8 @@ class Finding:
 
     Attributes:
         name: of the parameter. layer: of the module that owns it.
-        gradient: "backprop's", "zero" (both to rounding), "none", or "its own"; "B" for a backward weight.
+        gradient: "backprop's", "zero" (both to rounding), "none", or "its own"; "B" for a backward weight, "B, unused"
+            where the batch did not pass its layer; "B, idle" where no error comes, under backpropagation neither.
         notes: what is wrong with it; empty where nothing is.
     """
 
@@ -84,11 +89,13 @@ def verify(
     optimizer: torch.optim.Optimizer | None = None,
     strict: bool = False,
     rtol: float | None = None,
+    targets: Tensor | None = None,
+    dtype: torch.dtype | None = torch.float64,
 ) -> Verification:
     """Look at one batch, by number: does each B carry errors, does anything move it, is the gradient the right one?
 
     It works on a deep copy in float64, in training mode, without dropout; the model, its gradients, buffers and all
-    random numbers stay as they were. A batch costs a few passes, and one more for each B.
+    random numbers stay as they were. It costs six passes, and the memory of the copy and of six gradients.
 
     ::
 
@@ -101,9 +108,13 @@ def verify(
         model: converted.
         closure: gets a copy of the model, runs it on a batch, and returns the task loss, 0-dim. Inputs [n, ...] may
             be float32; they are widened. Where the copy cannot work in float64, it works in the model's own type.
-        optimizer: what trains the model; then each B that learns has to be in it.
+        optimizer: what trains the model; then each B that learns has to be in it, and it has to suit R.
         strict: raise where something is wrong.
-        rtol: the relative distance at which two gradients differ; by default 1e-8 in float64, 1e-4 else.
+        rtol: the relative distance at which two gradients differ; by default 1e-8 in float64, 5e-2 else.
+        targets: for rules that send them, as `untied.record` takes them. Where a rule broadcasts errors there is no
+            straight-through construction; the rest is looked at.
+
+        dtype: the copy's type; None leaves it as it is, which is faster for large networks.
 
     Raises:
         UntiedError: nothing is converted; the loss does not depend on the model; or, with ``strict``, the verdict.
@@ -112,19 +123,22 @@ def verify(
         raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
-            probe = _Probe(copy.deepcopy(model).double(), closure)
-            untied_gradients = probe.gradients()
+            twin = copy.deepcopy(model)
+            probe = _Probe(twin if dtype is None else twin.to(dtype), closure, targets)
+            own = probe.own()
         except RuntimeError as error:  # what takes float32 inputs refuses float64 weights
             if "dtype" not in str(error) and "type" not in str(error):
                 raise
-            probe = _Probe(copy.deepcopy(model), closure)
-            untied_gradients = probe.gradients()
-        found = probe.look(untied_gradients, rtol)
+            probe = _Probe(copy.deepcopy(model), closure, targets)
+            own = probe.own()
+        found = probe.look(own, rtol)
     if optimizer is not None:
         inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
         learns = {n for n, p in model.named_parameters() if n in probe.should_move and id(p) not in inside}
         found = [_with(f, "in no optimizer") if f.name in learns else f for f in found]
     problems = tuple(f"{f.name} {note}" for f in found for note in f.notes)
+    if isinstance(optimizer, torch.optim.LBFGS) and any(layer.rule.aligns for layer in probe.layers.values()):
+        problems += ("optimizer LBFGS minimises one loss by line search, and R has no lower bound",)
     report = Verification(tuple(found), problems)
     if strict and problems:
         raise UntiedError(f"{report.verdict}; print(untied.verify(...)) shows every parameter")
@@ -134,14 +148,15 @@ def verify(
 class _Probe:
     """A copy of the model that may be changed, and what is measured on it."""
 
-    def __init__(self, model: nn.Module, closure: Closure) -> None:
-        self.model, self.closure = model.train(), closure
+    def __init__(self, model: nn.Module, closure: Closure, targets: Tensor | None) -> None:
+        self.model, self.closure, self.targets = model.train(), closure, targets
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
         if all(p.dtype == torch.float64 for p in model.parameters()):
             model.register_forward_pre_hook(_in_float64, with_kwargs=True)
         self.layers = untied_layers(model)
+        self.broadcasts = any(layer.rule.route.broadcasts for layer in self.layers.values())
         self.names = {id(p): n for n, p in model.named_parameters()}
         self.start = {n: b.clone() for n, b in model.named_buffers()}
         self.learns = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -149,20 +164,42 @@ class _Probe:
             self.names[id(B)]: layer for layer in self.layers.values() for B in layer.backward_parameters()
         }
         self.should_move = {n for n, layer in self.backward.items() if layer.rule.aligns or layer.rule.copies_gradient}
-        for parameter in model.parameters():  # a frozen one still shows which way errors go
-            parameter.requires_grad_(True)
+        self.errors, self.products = _Errors(), _Products(model)
+        for layer in self.layers.values():
+            layer.was_called = True  # who is passed by is said here
+        self._all_learn()
+
+    def own(self) -> Gradients:
+        """The gradients as training has them; products and errors are seen on the way."""
+        if any(is_lazy(B) for B in self.model.parameters()):  # the first pass says how large a dense B is
+            self.gradients()
+            self._all_learn()
+        with self.products, listening(self.layers, self.errors):
+            return self.gradients()
+
+    def _all_learn(self) -> None:
+        for parameter in self.model.parameters():  # a frozen one still shows which way errors go
+            if not is_lazy(parameter):
+                parameter.requires_grad_(True)
 
     def gradients(self) -> Gradients:
         """Of the task in every parameter, with the same random numbers and buffers each time."""
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(self.start[name])
+            for name, buffer in list(self.model.named_buffers()):
+                if buffer.shape == self.start[name].shape and buffer.is_leaf:
+                    buffer.copy_(self.start[name])
+                else:  # a state that the pass has put in its place, as spiking units do
+                    owner, _, leaf = name.rpartition(".")
+                    self.model.get_submodule(owner)._buffers[leaf] = self.start[name].clone()
         torch.manual_seed(0)
-        with torch.enable_grad(), record(self.model, progress=0.5, step=0, align=False):
+        with (
+            torch.enable_grad(),
+            record(self.model, progress=0.5, step=0, align=False, targets=self.targets),
+        ):
             loss = self.closure(self.model)
         if not loss.requires_grad:
             raise UntiedError("the closure's loss depends on no parameter: return the task loss of a forward pass")
-        named = dict(self.model.named_parameters())
+        named = {n: p for n, p in self.model.named_parameters() if not is_lazy(p) and p.requires_grad}
         found: Gradients = dict(
             zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True)
         )
@@ -173,91 +210,119 @@ class _Probe:
     def look(self, own: Gradients, rtol: float | None) -> list[Finding]:
         """A row for each parameter."""
         wide = all(p.dtype == torch.float64 for p in self.model.parameters())
-        tolerance = rtol if rtol is not None else (1e-8 if wide else 1e-4)
+        tolerance = rtol if rtol is not None else (1e-8 if wide else 5e-2)
         scale = _norm(own)
-        called: set[int] = set()
-        with _connecting(self.layers, _oracle(called)):
-            oracle = self.gradients()
         with _connecting(self.layers, _plainly):
             plain = self.gradients()
-        carriers = self._carriers()
-        moves, from_R = self._moves(own, tolerance, scale), self._gradients_of_R()
+        oracle = own if self.broadcasts else self._oracles()
+        differs = {n for n, g in own.items() if n not in self.backward and not _same(g, oracle[n], tolerance, scale)}
+        with self._all_changed():
+            other = self.gradients()
+            oracle = other if self.broadcasts else self._oracles()
+        differs |= {n for n, g in other.items() if n not in self.backward and not _same(g, oracle[n], tolerance, scale)}
+        carriers = self.products.carriers - self._rightly()
+        from_R = self._gradients_of_R()
         rows = []
         for name, g in own.items():
             notes: list[str] = []
             layer = name.rpartition(".")[0]
             if name in self.backward:
-                if id(self.backward[name]) not in called:
-                    notes.append("is never used: its layer is not called, so errors pass it by")
-                elif name not in moves:
-                    notes.append("moves nothing: no gradient depends on it")
+                of, what = self.backward[name], "B"
+                if id(of) not in self.errors.called:
+                    what = "B, unused"
+                    replaced = "forward" in vars(of)  # by somebody's hook, which may call another layer's
+                    if replaced or any(own[w] is not None for w in self._kernels(of)):
+                        notes.append("is never used: its layer is not called, so errors pass it by")
+                elif id(of) in self.errors.idle and not any(_any(plain[w]) for w in self._kernels(of)):
+                    what = "B, idle"
+                elif id(of) in self.errors.idle:
+                    notes.append("moves nothing: no error comes to it")
                 if name in self.should_move and name not in self.learns:
                     notes.append("is frozen, though its rule moves it")
-                elif name in self.should_move and self.backward[name].rule.aligns and from_R.get(name) is None:
+                elif self._descends(name) and from_R.get(name) is None and what != "B, unused":
                     notes.append("gets no gradient from R")
-                rows.append(Finding(name, layer, "B", tuple(notes)))
+                rows.append(Finding(name, layer, what, tuple(notes)))
                 continue
-            if not _same(g, oracle[name], tolerance, scale):
+            if name in differs:
                 notes.append("differs from the straight-through gradient")
             if name in carriers:
                 notes.append("carries backprop's errors outside the untied operation")
             rows.append(Finding(name, layer, _kind(g, plain[name], tolerance, scale), tuple(notes)))
         return rows
 
-    def _moves(self, own: Gradients, tolerance: float, scale: float) -> set[str]:
-        """Each B whose change changes the gradient of some forward parameter. The first layer's cannot: nothing lies
-        below it, which its input shows by needing no gradient."""
-        found = set(self._nothing_below())
-        for name in self.backward:
-            if name in found:
-                continue
-            with self._changed(name):
-                other = self.gradients()
-            if any(not _same(own[n], other[n], tolerance, scale) for n in own if n not in self.backward):
-                found.add(name)
-        return found
+    def _oracles(self) -> Gradients:
+        with _connecting(self.layers, _oracle):
+            return self.gradients()
 
-    def _nothing_below(self) -> set[str]:
-        below: dict[int, bool] = {}
+    def _kernels(self, layer: Untied) -> list[str]:
+        """The names of the parameters that a layer's kernels are made of."""
+        return [self.names[id(p)] for w in layer.own_weights() for p in leaves(layer, w)]  # type: ignore[arg-type]
 
-        def see(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-            below[id(layer)] = below.get(id(layer), False) or x.requires_grad
-            return _plainly(layer, x, W, B, bias, geometry)
-
-        with _connecting(self.layers, see):
-            self.gradients()
-        return {n for n, layer in self.backward.items() if not below.get(id(layer), True)}
+    def _descends(self, name: str) -> bool:
+        """Whether R has a gradient in this backward parameter. What a route keeps beside B moves otherwise."""
+        layer = self.backward[name]
+        kernels = [p for w in layer.own_weights() for p in leaves(layer, backward_name(w))]  # type: ignore[arg-type]
+        return layer.rule.aligns and any(self.names[id(p)] == name for p in kernels)
 
     @contextmanager
-    def _changed(self, name: str) -> Iterator[None]:
-        parameter = self.model.get_parameter(name)
-        before = parameter.detach().clone()
+    def _all_changed(self) -> Iterator[None]:
+        """Every B is another one for a while: whoever does not use its B then differs from who does."""
+        before = {n: self.model.get_parameter(n).detach().clone() for n in self.backward}
         with torch.no_grad():
-            parameter.add_(torch.randn_like(parameter) * (before.std(correction=0) + 1e-3))
+            for name, B in before.items():
+                self.model.get_parameter(name).add_(torch.randn_like(B) * (B.std(correction=0) + 1e-3))
         try:
             yield
         finally:
             with torch.no_grad():
-                parameter.copy_(before)
+                for name, B in before.items():
+                    self.model.get_parameter(name).copy_(B)
 
     def _gradients_of_R(self) -> Gradients:
         """Of R in each B. Noise may be drawn; only whether there is a gradient counts."""
-        with torch.enable_grad(), record(self.model, progress=0.5, step=0) as tape:
+        with torch.enable_grad(), record(self.model, progress=0.5, step=0, targets=self.targets) as tape:
             self.closure(self.model)
-        for layer in self.layers.values():
-            layer.was_called = True  # who was passed by is said above
-        R = tape.penalty()
+        if not tape.called:
+            return {}
+        with warnings.catch_warnings():  # of a frozen B, which is said below
+            warnings.simplefilter("ignore")
+            R = tape.penalty()
         targets = [self.model.get_parameter(n) for n in self.backward]
         if not R.requires_grad or not targets:
             return {}
         return dict(zip(self.backward, torch.autograd.grad(R, targets, allow_unused=True), strict=True))
 
-    def _carriers(self) -> set[str]:
-        """Each parameter through which some product outside the untied operation sends errors back."""
-        products = _Products(self.model)
-        with products:
-            self.gradients()
-        return products.carriers
+    def _rightly(self) -> set[str]:
+        """What carries backpropagation's errors because its rule is that."""
+        by_rule = [layer for layer in self.layers.values() if layer.rule.exact]
+        if len(by_rule) == len(self.layers):
+            return set(self.names.values())
+        return {self.names[id(p)] for layer in by_rule for w in layer.own_weights() for p in leaves(layer, w)}  # type: ignore[arg-type]
+
+
+class _Errors:
+    """Listens: which layers are called, and to which of them no error comes though something lies below.
+
+    Attributes:
+        called: ids of layers. idle: those that have an input with a gradient, and got errors of zero alone.
+    """
+
+    def __init__(self) -> None:
+        self.called: set[int] = set()
+        self.below: set[int] = set()
+        self.reached: set[int] = set()
+
+    def note(self, call: Call) -> None:
+        """A layer was called."""
+        layer = id(call.layer)
+        self.called.add(layer)
+        if call.x.requires_grad and call.y.requires_grad:
+            self.below.add(layer)
+            call.y.register_hook(lambda g: self.reached.add(layer) if bool(g.any()) else None)
+
+    @property
+    def idle(self) -> set[int]:
+        return self.below - self.reached
 
 
 class _Products(torch.overrides.TorchFunctionMode):
@@ -324,7 +389,7 @@ def _connecting(layers: dict[str, Untied], apply: Apply) -> Iterator[None]:
             part: slice | None = None,
         ) -> Tensor:
             W, b = getattr(layer, weight), None if bias is None else getattr(layer, bias)
-            B = layer.backward_kernel(weight, W)
+            B = layer.backward_kernel(weight, W) if layer.rule.route.like_weight else W
             if part is not None:
                 W, B, b = W[part], B[part], None if b is None else b[part]
             return apply(layer, x, W, B, b, geometry)
@@ -340,17 +405,12 @@ def _connecting(layers: dict[str, Untied], apply: Apply) -> Iterator[None]:
             del layer.__dict__["connect"]
 
 
-def _oracle(called: set[int]) -> Apply:
-    """The straight-through construction of the legend; notes which layers are called."""
-
-    def apply(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        called.add(id(layer))
-        fixed = x.detach()
-        y = geometry.project(x, B.detach())
-        y = y + (geometry.project(fixed, W) - geometry.project(fixed, B.detach()))
-        return y if bias is None else geometry.add_bias(y, bias)
-
-    return apply
+def _oracle(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The straight-through construction of the legend."""
+    fixed = x.detach()
+    y = geometry.project(x, B.detach())
+    y = y + (geometry.project(fixed, W) - geometry.project(fixed, B.detach()))
+    return y if bias is None else geometry.add_bias(y, bias)
 
 
 def _plainly(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -377,6 +437,10 @@ def _kind(g: Tensor | None, plain: Tensor | None, tolerance: float, scale: float
     if float(g.norm()) <= tolerance * VANISHING * scale:
         return "zero"
     return "backprop's" if plain is not None and _same(g, plain, tolerance, scale) else "its own"
+
+
+def _any(g: Tensor | None) -> bool:
+    return g is not None and bool(g.any())
 
 
 def _norm(gradients: Gradients) -> float:

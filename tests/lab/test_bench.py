@@ -16,7 +16,7 @@ from torch import nn
 import untied
 from untied import UntiedError
 from untied.lab import bench as module
-from untied.lab.bench import BenchConfig, again, bench
+from untied.lab.bench import BenchConfig, _counted, again, bench
 from untied.lab.cli import main
 from untied.lab.config import OptimizerConfig
 from untied.lab.memory import Held
@@ -191,3 +191,19 @@ def test_a_compiled_step_is_timed_too(tmp_path: Path) -> None:
 def test_a_config_can_be_wrong_in_python_too() -> None:
     with pytest.raises(UntiedError, match="precisions is empty"):
         BenchConfig(precisions=())
+
+
+def test_a_mirrors_step_is_taken_at_rest_and_measuring_by_name() -> None:
+    """At rest a step has backpropagation's products; measuring, two more for each three."""
+
+    def flops(rule: str) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(5)))
+        untied.untie_(model, rule)
+        x, y, sgd = torch.randn(32, 16), torch.randint(10, (32,)), OptimizerConfig()
+        return _counted(untied_step(model, parse(rule), x, y, sgd, sgd), Clock())["flops"]
+
+    bp = flops("bp")
+    assert flops("mkp") == bp and flops("mkp(noise=lattice)") == bp
+    product = 2 * 32 * 16 * 16
+    assert flops("mkp(until=0)") == bp + 5 * 2 * product

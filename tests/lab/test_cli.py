@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -54,6 +56,21 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["compare", "--device", "nowhere"], ["device 'nowhere'"]),
         (["compare", "--evaluate-on", "validation", "--data.validation", "0"], ["hold some images out"]),
         (["compare", "--config"], ["--config needs"]),
+        (["compare", "--rules", "bp,xx,sa"], ["'xx'", "possible are"]),
+        (["compare", "--rules=sa,sa"], ["'sa' is given twice"]),
+        (["compare", "--rules", "tuned:bp"], ["no tuned settings for 'bp'", "tuned are kp"]),
+        (["train", "--ema", "0.9"], ["--ema is not a flag any more: write --set ema=0.9"]),
+        (["train", "--devices.no-channels-last"], ["write --set devices.channels_last=false"]),
+        (["train", "--data.synthetic-shape", "1", "4", "4"], ["write --set data.synthetic_shape=[1,4,4]"]),
+        (["train", "--forward.arguments", "nesterov", "True"], ["write --set forward.arguments.nesterov=True"]),
+        (["search", "--run.phases.align=0.5"], ["write --set run.phases.align=0.5"]),
+        (["train", "--set"], ["--set needs path.to.field=value"]),
+        (["train", "--set", "--epochs", "3"], ["--set needs path.to.field=value"]),
+        (["train", "--set", "forward.lrr=1"], ["unknown key forward.lrr", "'lr'"]),
+        (["train", "--set", "forwad.lr=1"], ["nothing below forwad", "'forward'"]),
+        (["train", "--set", "epochs=many"], ["epochs is 'many'"]),
+        (["train", "--set", "ema=2"], ["ema is 2"]),
+        (["--print-completion", "tcsh"], ["tcsh", "bash, zsh, fish"]),
         (["compare", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["rules", "--loud"], ["unknown option '--loud'"]),
         (["report", "nowhere"], ["nowhere is not a run folder"]),
@@ -111,19 +128,73 @@ def test_the_command_line_goes_over_the_file(tmp_path, monkeypatch) -> None:
     assert (config.forward.lr, config.forward.momentum) == (0.5, 0.5)
 
 
+def test_lists_take_commas_and_any_field_can_be_set() -> None:
+    from untied.lab.config import CompareConfig
+
+    words = ["--rules", "bp,ia(amp=1, null=2),tuned:sa", "fa", "--epochs", "3", "--set", "data.synthetic_shape=[1,4,4]"]
+    words += ["forward.arguments.nesterov=true", "--seeds", "2", "--set=backward.lr=1e-3"]
+    config = cli.read_config(CompareConfig, words, "untied compare")
+    assert config.rules == ("bp", "ia(amp=1, null=2)", "tuned:sa", "fa") and (config.epochs, config.seeds) == (3, 2)
+    assert config.data.synthetic_shape == (1, 4, 4) and config.forward.arguments == {"nesterov": True}
+    assert config.backward.lr == 1e-3
+    assert cli.take_pairs(["--rule", "", "--set", "a=1", "b.c=[1, 2]", "--out", "x=y"]) == (
+        ["--rule", "", "--out", "x=y"], ["a=1", "b.c=[1, 2]"]
+    )  # fmt: skip
+    assert cli.read_config(CompareConfig, ["--rules=bp,fa"], "untied compare").rules == ("bp", "fa")
+
+
+def test_train_and_search_have_far_fewer_flags_than_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    from untied.lab.config import TrainConfig
+    from untied.lab.reading import settings_of
+    from untied.lab.study.config import SearchConfig
+
+    for kind, most in ((TrainConfig, 42), (SearchConfig, 56)):
+        settings = list(settings_of(kind))
+        assert len(cli.flags_of(kind)) <= most < len(settings) - 20
+        assert all(text for _, _, text, _ in settings), [path for path, _, text, _ in settings if not text]
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    assert "phases.mirror_epochs = 1: For kind mirror" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "--help-all" in shown and "mirror-epochs" not in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_their_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    code, out, err = said(capsys, "--print-completion", shell)
+    assert code == 0 and err == "" and "compare" in out and ("--rules" in out or "-l rules" in out)
+    if shell == "bash" and shutil.which("bash"):
+        ask = 'COMP_WORDS=(untied train --forward.l); COMP_CWORD=2; _untied; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", f"{out}\n{ask}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--forward.lr"]
+
+
 def test_version_help_and_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "--version") == (0, f"untied {untied.__version__}\n", "")
     assert said(capsys, "--help")[0] == 0 and said(capsys)[0] == 2
     code, out, _ = said(capsys, "rules")
     assert code == 0
-    for text in (*untied.rules.NAMED, *untied.primitives.PRIMITIVES, "½‖B‖²", "1.67", "fraction", "@ Adam", "noise"):
+    for text in (
+        *untied.rules.NAMED,
+        *untied.primitives.PRIMITIVES,
+        "½‖B‖²",
+        "1.67",
+        "fraction",
+        "@ Adam",
+        "noise",
+        "tuned:ia",
+    ):
         assert text in out
 
 
 def test_rules_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = said(capsys, "rules")
-    assert "InformationAlignment" in out and max(map(len, out.splitlines())) <= 80
+    assert "information alignment" in " ".join(out.split()) and max(map(len, out.splitlines())) <= 80
 
 
 def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +207,7 @@ def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(flag in shown for flag in cli.flags_of(CompareConfig) if flag != "--config")
 
 
-def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path) -> None:
     def interrupted(words: list[str]) -> int:
         raise KeyboardInterrupt
 
@@ -146,9 +217,70 @@ def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setitem(cli.COMMANDS, "rules", interrupted)
     assert said(capsys, "rules")[::2] == (130, "untied: interrupted\n")
     monkeypatch.setitem(cli.COMMANDS, "rules", surprised)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # where no crash file can be written
     code, _, err = said(capsys, "rules")
     assert code == 3 and "RuntimeError" in err and "--debug" in err and err.count("\n") == 1
     assert "Traceback" in said(capsys, "--debug", "rules")[2]
+
+
+def test_a_surprise_leaves_a_file(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path) -> None:
+    from untied.lab.study.config import SearchConfig
+
+    url = "postgresql://me:secret@host/d"
+
+    def surprised(words: list[str]) -> int:
+        cli.read_config(SearchConfig, words, "untied search")
+        raise RuntimeError(f"cannot do with {url}")
+
+    monkeypatch.setitem(cli.COMMANDS, "search", surprised)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, _, err = said(capsys, "search", "--trials", "7", "--storage", url)
+    [file] = tmp_path.iterdir()
+    assert code == 3 and f"the file {file} says where" in err and err.count("\n") == 1
+    text = file.read_text()
+    for part in ("== command", "search --trials 7", "in surprised", "RuntimeError", "trials: 7", '"torch":'):
+        assert part in text
+    assert "secret" not in text + err and "me:***@host/d" in text
+
+
+def test_a_terminal_of_no_width(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "alignment" in said(capsys, "rules")[1]
+
+
+def test_without_docstrings() -> None:
+    words = [sys.executable, "-OO", "-m", "untied"]
+    done = subprocess.run([*words, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "compare" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["torch", "tyro"])
+def test_ctrl_c_while_it_imports_is_a_line(module: str, tmp_path) -> None:
+    source = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / f"{module}.py").write_text(source)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-m", "untied", "rules"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "untied: interrupted\n")
+
+
+def test_a_library_leaves_ctrl_c_alone() -> None:
+    code = "import signal, untied; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_work_goes_on_where_nobody_reads() -> None:
+    code = (
+        "from rich.console import Console\nfrom untied.lab.console import say\nimport sys\n"
+        "console = Console()\nfor i in range(20000): say(console, 'a line')\nprint('done', file=sys.stderr)"
+    )
+    work = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert work.stdout and work.stderr and work.stdout.readline() == "a line\n"
+    work.stdout.close()
+    said = work.stderr.read()
+    work.stderr.close()
+    assert work.wait() == 0
+    assert said == "untied: nobody reads the output any more: going on without it\ndone\n"
 
 
 def test_it_runs_as_a_module() -> None:

@@ -181,7 +181,7 @@ def test_a_short_run_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "d"
-    words = ["--rule", "wm", "--model", "mlp-8", "--epochs", "1", "--angles", "weights"]
+    words = ["--rule", "wm", "--model", "mlp-8", "--epochs", "1", "--set", "angles=weights"]
     assert main(["train", *words, "--out", str(run)]) == 0
     assert main(["diagnose", str(run), "--out", str(out)]) == 0
     assert [row["layer"] for row in json.loads((out / "results.json").read_text())]

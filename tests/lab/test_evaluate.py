@@ -20,7 +20,7 @@ from runs import pictures, silent, small, state
 from untied.errors import UntiedError
 from untied.lab import train
 from untied.lab.data import DataConfig
-from untied.lab.evaluate import evaluate_run, export, load_run, still, stock_model
+from untied.lab.evaluate import evaluate_run, export, load_run, stock_model
 from untied.lab.loop import LAST, dataset, network
 from untied.lab.record import RunFolder
 
@@ -45,7 +45,7 @@ def test_it_gives_the_runs_own_numbers(name: str, finished: dict[str, Path]) -> 
     folder = RunFolder(finished[name])
     assert evaluate_run(folder.path, accelerator="cpu", console=silent()) == 0
     found, result = folder.read_json("evaluation-test-last.json"), folder.read_json("results.json")
-    assert (found["top1"], found["top5"], found["loss"]) == (result["accuracy"], result["top5"], result["loss"])
+    assert [found[name] for name in ("accuracy", "top5", "loss")] == [result[n] for n in ("accuracy", "top5", "loss")]
     assert (found["split"], found["checkpoint"]) == ("test", "last")
     assert (found["images"], found["damaged"]) == (dataset(PICTURES, 0, "cpu").test.size, 0)
     last = folder.metrics()[-1]
@@ -53,7 +53,7 @@ def test_it_gives_the_runs_own_numbers(name: str, finished: dict[str, Path]) -> 
         assert (found[key] == last[key]) == (name == "plain"), key  # of the average where there is one
     evaluate_run(folder.path, "validation", "best", accelerator="cpu", console=silent())
     best = folder.read_json("evaluation-validation-best.json")
-    assert best["top1"] == result["best_validation_accuracy"]
+    assert best["accuracy"] == result["best_validation_accuracy"]
     assert best["loss"] == folder.metrics()[result["best_epoch"] - 1]["validation_loss"]
 
 
@@ -73,7 +73,7 @@ def test_training_images_are_evaluated_as_test_images_are(name: str, tmp_path: P
         read.append(RunFolder(tmp_path / "run").read_json("evaluation-train-last.json"))
     assert read[0] == read[1] and read[0]["images"] == (70 if name == "synthetic" else 16)
     loaded = dataset(data, 0, "cpu")
-    images, labels = next(iter(still(loaded)))
+    images, labels = next(iter(loaded.train.still(loaded.test)))
     assert len(images) == loaded.train.size and torch.equal(labels, loaded.train.labels)
 
 
@@ -84,7 +84,7 @@ def test_its_table_has_every_layer(finished: dict[str, Path]) -> None:
     assert max(map(len, shown.splitlines()[:2] + shown.splitlines()[3:-1])) <= 80
     model, _, _ = load_run(finished["plain"], "last")
     assert all(name in shown for name in untied.layers.untied_layers(model))
-    assert "top-1" in shown and "whole network" in shown
+    assert "accuracy" in shown and "whole network" in shown
 
 
 @pytest.mark.parametrize("name", ["plain", "average"])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from runs import small
-from untied.lab.loop import Run
+from untied.errors import UntiedError
+from untied.initial import at_angle
+from untied.lab.config import PhaseConfig
+from untied.lab.loop import Run, dataset, network
+from untied.metrics import angle
 
 CONFIG = small(epochs=4, ema=0.9)
 
@@ -30,3 +36,32 @@ def test_the_moving_average_is_what_is_evaluated() -> None:
     averaged, own = dict(run.average.module.named_parameters()), dict(run.model.named_parameters())
     for name in ("fc1.weight", "fc1.backward_weight"):
         assert not torch.equal(averaged[name], own[name])
+
+
+def test_B_at_an_angle_is_not_drawn_from_the_numbers_that_W_was() -> None:
+    """W and B would else be functions of one another, whatever the angle between them says."""
+    config = small(rule="fa", init="angle(90)")
+    model = network(config, dataset(config.data, config.seed, "cpu"))
+    torch.manual_seed(config.seed)
+    of_W = at_angle(model.fc1.weight.detach(), 90.0)
+    assert abs(angle(model.fc1.backward_weight, model.fc1.weight) - 90) < 1e-3
+    assert 60 < angle(model.fc1.backward_weight, of_W) < 120
+
+
+def test_a_run_may_start_calibrated() -> None:
+    """As `untied.mirror_` does it, whatever moves B afterwards; W and what is drawn later stay as they were."""
+
+    def made(**phases: int) -> Any:
+        config = small(rule="fa", phases=PhaseConfig(**phases))
+        return network(config, dataset(config.data, config.seed, "cpu")), torch.rand(1)
+
+    (plain, drawn), (model, drawn_too) = made(), made(calibrate=64)
+    assert torch.equal(model.fc1.weight, plain.fc1.weight) and torch.equal(drawn, drawn_too)
+    assert angle(plain.fc1.backward_weight, plain.fc1.weight) > 60
+    assert 2 < angle(model.fc1.backward_weight, model.fc1.weight) < 12  # about 1/√64
+
+
+def test_nothing_to_calibrate_is_said() -> None:
+    config = small(rule="bp", phases=PhaseConfig(calibrate=4))
+    with pytest.raises(UntiedError, match="no layer of this model has a backward weight to calibrate"):
+        network(config, dataset(config.data, config.seed, "cpu"))

@@ -52,7 +52,10 @@ def test_resnets_compute_what_torchvisions_do(name: str, training: bool) -> None
     theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("name", names())
+SEQUENCES = ("rnn", "lstm", "gru", "transformer")
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in SEQUENCES])
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 96, 64)], ids=str)
 def test_every_name_gives_logits(name: str, input_shape: tuple[int, int, int]) -> None:
     with torch.device("meta"):
@@ -222,7 +225,7 @@ def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("resnet19", {}, "unknown model 'resnet19'; nearest: .*resnet18"),
         ("resent50v2", {}, "nearest: resnet50v2"),
-        ("transformer", {}, "unknown model 'transformer'"),
+        ("transformers", {}, "unknown model 'transformers'"),
         ("resnet18v3", {}, "unknown model"),
         ("mlp-256-softmax", {}, "unknown model"),
         ("mlp-0", {}, "width 0"),
@@ -231,7 +234,7 @@ def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mlp", {"activation": "sine"}, "unknown activation 'sine'"),
         ("resnet18", {"stem": "small"}, "unknown stem 'small'"),
         ("resnet18-w16", {"width": 8}, "already says its width"),
-        ("hub:resnet18", {}, "no models from 'hub'"),
+        ("hub:resnet18", {}, "no module hub"),
         ("torchvision:resnet19", {}, "nearest: torchvision:resnet1"),
         ("torchvision:resnet18", {"deep": True}, "cannot build torchvision:resnet18: .*deep"),
         ("torchvision:googlenet", {"init_weights": False}, "aux_logits=False"),

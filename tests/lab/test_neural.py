@@ -616,7 +616,7 @@ def test_a_comparison_is_as_many_runs(small_file: Path, tmp_path: Path) -> None:
     data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12,
                       validation=0.2)  # fmt: skip
     given = CompareConfig(rules=("bp", "ia"), model="mlp-8", data=data, epochs=1, seeds=2, workers=0, timing_steps=0,
-                          out=tmp_path / "compare")  # fmt: skip
+                          frozen=False, out=tmp_path / "compare")  # fmt: skip
     compare(given, silent())
     assert main(["neural", str(tmp_path / "compare"), "--recording", str(small_file), "--components", "3", "--splits",
                  "2", "--bootstrap", "9", "--random", "--out", str(tmp_path / "out")]) == 0  # fmt: skip

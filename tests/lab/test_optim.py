@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig
-from untied.lab.optim import Optimizers, argument
+from untied.lab.config import OptimizerConfig, PhaseConfig
+from untied.lab.optim import Optimizers, argument, factor
+from untied.lab.phases import Plan
+from untied.lab.step import Objective, Phase, training_step
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
 
@@ -126,3 +129,70 @@ def test_only_chosen_groups_move() -> None:
     optimizers.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert moved == ["backward" in name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        OptimizerConfig("SGD", lr=0.1, momentum=0.0),
+        OptimizerConfig("SGD", lr=0.1, momentum=0.0, clip=0.05),
+        OptimizerConfig("SGD", lr=0.1, momentum=0.0, clip=0.001, clip_by="value"),
+        OptimizerConfig("SGD", lr=0.1, momentum=0.0, warmup=0.3, schedule="cosine"),
+        OptimizerConfig("AdamW", lr=0.1),
+        OptimizerConfig("AdamW", lr=0.1, clip=0.05),
+    ],
+    ids=lambda o: f"{o.name} clip={o.clip} {o.clip_by} {o.schedule}",
+)
+def test_kolen_pollacks_difference_decays_as_weights_do(forward: OptimizerConfig) -> None:
+    """B − W falls by 1 − lr · decay in each step, whatever the task does, under clipping and decoupled decay too."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    untied.untie_(model, "kp(decay=0.1)")
+    optimizers = Optimizers(model, model[0].rule, forward, PLAIN, 20)
+    objective, phase = Objective(model), Plan(PhaseConfig(), model[0].rule, 20, 1).phase(0)
+    difference = (model[0].backward_weight - model[0].weight).detach().clone()
+    for step in range(20):
+        x, labels = torch.randn(5, 6, dtype=torch.float64), torch.randint(3, (5,))
+        training_step(objective, x, labels, optimizers, phase, progress=step / 20, step=step)
+        difference *= 1 - 0.1 * forward.lr * factor(forward, step / 20)
+        torch.testing.assert_close(model[0].backward_weight - model[0].weight, difference)
+
+
+def test_what_copies_does_not_count_in_the_norm_that_clips() -> None:
+    moved = []
+    for rule in ("fa", "kp(decay=0)"):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        untied.untie_(model, rule)
+        optimizers = Optimizers(model, model[0].rule, OptimizerConfig(lr=0.1, momentum=0.0, clip=0.1), PLAIN, 1)
+        x, labels = torch.ones(5, 6, dtype=torch.float64), torch.arange(5) % 3
+        training_step(Objective(model), x, labels, optimizers, Phase(1.0, 0.0), progress=0.0, step=0)
+        moved.append(model[0].weight.detach().clone())
+    assert torch.equal(*moved)
+
+
+def test_a_decay_that_the_optimizer_has_not_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 8))
+    untied.untie_(model, "kp")
+    with pytest.raises(UntiedError, match="needs W's weight decay, and optimizer Rprop has none"):
+        Optimizers(model, model[0].rule, OptimizerConfig("Rprop"), PLAIN, 1)  # type: ignore[arg-type]
+
+
+class Halved(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def test_what_decays_with_W_is_B_and_not_what_stands_beside_it() -> None:
+    """B decays under a parametrization too; the factor of a product that Oja's rule turns does not."""
+    layer: Any = nn.Linear(6, 8)
+    untied.untie_(layer, "kp(decay=0.1)")
+    nn.utils.parametrize.register_parametrization(layer, "backward_weight", Halved())
+    product: Any = nn.Linear(6, 8)
+    untied.untie_(product, "ldfa(rank=2, decay=0.1)")
+    for model in (layer, product):
+        groups = Optimizers(model, model.rule, PLAIN, PLAIN, 1).forward.optimizer.param_groups
+        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        for name, p in model.named_parameters():
+            decaying = "weight" in name and "factor" not in name
+            assert decays[id(p)] == (0.1 if decaying else 0.0), name

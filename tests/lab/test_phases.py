@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from untied.errors import UntiedError
-from untied.lab.config import PhaseConfig, TrainConfig
+from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
 from untied.lab.phases import Plan
 from untied.rules import parse
 
@@ -32,7 +32,9 @@ def test_mirror_and_engaged_epochs() -> None:
     assert course(PhaseConfig("mirror", delay=1), epochs=2) == "aaa" + "aaattt"
 
 
-@pytest.mark.parametrize(("rule", "letter"), [("bp", "t"), ("fa", "t"), ("usf", "t"), ("kp", "b")])
+@pytest.mark.parametrize(
+    ("rule", "letter"), [("bp", "t"), ("fa", "t"), ("usf", "t"), ("kp", "t"), ("copy + self + decay", "b")]
+)
 def test_rules_with_nothing_to_align_alone_train_the_task_in_every_step(rule: str, letter: str) -> None:
     assert course(PhaseConfig("alternating", delay=2), rule) == letter * 12
 
@@ -61,6 +63,8 @@ def test_weights_follow_their_schedule() -> None:
         (lambda: PhaseConfig(align="linaer(0, 1)"), "phases.align: "),
         (lambda: TrainConfig(phases=PhaseConfig(task="0")), "phases.task is 0: the task would never be trained"),
         (lambda: TrainConfig(rule="kp", phases=PhaseConfig("mirror")), "rule is kp but phases.kind is mirror"),
+        (lambda: TrainConfig(rule="kp", phases=PhaseConfig(align="0.5")), "its decay is W's weight decay too"),
+        (lambda: parse_entry("align(copy=1, decay=0.1, every=2)", OptimizerConfig()), "leave out every"),
     ],
 )
 def test_contradictions_are_named(make, said: str) -> None:

@@ -64,7 +64,7 @@ def test_a_recipe_is_a_configuration_and_its_rule_fits_its_optimizers(name: str)
     optimizers = Optimizers(model, rule, config.forward, config.backward, *plan.counts(), config.data.batch_size)
     assert (optimizers.backward is not None) == (rule.aligns and not rule.copies_gradient)
     task, align = plan.counts()
-    assert task > 0 and (align > 0) == rule.aligns
+    assert task > 0 and (align > 0) == (rule.aligns and rule.forward_decay is None)  # else decay is the optimizer's
     assert math.isclose(optimizers.forward.lr, config.forward.lr * config.data.batch_size / (
         config.forward.base_batch or config.data.batch_size))  # fmt: skip
 

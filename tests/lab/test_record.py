@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from untied import UntiedError
-from untied.lab import record
+from untied.lab import processes, record
 from untied.lab.environment import environment
 from untied.lab.record import RunFolder, file_name, plain, write_atomically
 
@@ -59,6 +59,52 @@ def test_create_writes_config_and_environment(tmp_path: Path) -> None:
 
 def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, Config())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_start_that_was_killed_leaves_no_run(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two files that make one: the same command begins again."""
+    write = RunFolder.write_text
+
+    def killed(self: RunFolder, name: str, text: str) -> Path:
+        if name == "config.yaml":
+            raise KeyboardInterrupt
+        return write(self, name, text)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "write_text", killed)
+        RunFolder.create(tmp_path / "run", Config())
+    (tmp_path / "run" / "lock.json").write_text("{")
+    (tmp_path / "run" / ".config.yaml-7.partial").write_text("half")
+    monkeypatch.setattr(processes, "WATCH", 0.1)
+    assert (tmp_path / "run" / "environment.json").exists()
+    with pytest.raises(UntiedError, match="not a run folder"):
+        RunFolder.open(tmp_path / "run")
+    RunFolder.create(tmp_path / "run", Config(), overwrite=overwrite)
+    assert RunFolder.open(tmp_path / "run").config()["lr"] == 1e-5
+
+
+def test_an_overwriting_start_that_was_killed_leaves_a_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.append({"epoch": 1})
+    (run.path / "notes.txt").write_text("mine")
+
+    def killed(self: RunFolder, config: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "write_config", killed)
+        RunFolder.create(run.path, Config(), overwrite=True)
+    assert RunFolder.open(run.path).metrics() == []
+    RunFolder.create(run.path, Config(), overwrite=True)
+
+
+def test_two_starts_in_one_second_have_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record.time, "strftime", lambda form: "train-20260102-030405")
+    assert [record.new_folder("train").name for _ in range(3)] == [
+        "train-20260102-030405", "train-20260102-030405-2", "train-20260102-030405-3"]  # fmt: skip
 
 
 def test_create_refuses_a_folder_that_holds_a_run(run: RunFolder) -> None:

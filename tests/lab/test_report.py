@@ -159,6 +159,15 @@ def test_bars_show_mean_spread_and_what_is_missing() -> None:
     assert "Validation accuracy" in texts(plots.accuracy_bars([row | {"split": "validation"} for row in rows]))
 
 
+def test_bars_show_the_gradient_angle_where_it_is_known() -> None:
+    rows = [
+        row | {"gradient_angle": angle} for row, angle in zip([*make_rows(), EMPTY_ROW], (12.3, None), strict=False)
+    ]
+    figure = plots.accuracy_bars(rows)
+    assert [t.get_text() for t in figure.axes[1].texts] == ["12.3"]
+    assert len(plots.accuracy_bars([row | {"gradient_angle": None} for row in make_rows()]).axes) == 1
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from runs import WORDS, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
@@ -138,6 +140,20 @@ def test_interrupted_between_two_epochs_it_is_the_same_run(
     assert state(path) == wanted
 
 
+@pytest.mark.slow
+def test_one_process_at_a_time_goes_on_with_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = command("train", *WORDS, "--epochs", "200", "--out", str(run), "--set", "angles=weights")
+    until(lambda: (run / "metrics.jsonl").exists(), first)
+    for again in (lambda: train.resume(run, silent()), lambda: train.train(small(run, overwrite=True), silent())):
+        with pytest.raises(UntiedError, match=f"process {first.pid} on .* is writing to "):
+            again()
+    out, err = first.communicate(timeout=300)
+    assert (first.returncode, err) == (0, ""), out
+    assert [row["epoch"] for row in RunFolder(run).metrics()] == list(range(1, 201))
+    assert not (run / "lock.json").exists()
+
+
 def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "finish", lambda folder, config: None)
     assert train.train(small(tmp_path / "whole"), silent()) == 0
@@ -148,6 +164,34 @@ def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path, monkeypatch: py
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     assert len((tmp_path / "run" / "timing.jsonl").read_text().splitlines()) == 2
     assert not list((tmp_path / "run").rglob(".*.partial"))
+
+
+def test_it_goes_on_with_as_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number adds in another order, and changes the last bits."""
+    folder = RunFolder.create(tmp_path / "run", small(tmp_path / "run"))
+    about = folder.environment()
+    assert about["machine"]["threads"] == torch.get_num_threads() == 1
+    about["machine"]["threads"] = 3
+    folder.write_json("environment.json", about)
+    seen = []
+    monkeypatch.setattr(train, "go", lambda *given, **named: seen.append(torch.get_num_threads()))
+    console = silent()
+    train.resume(tmp_path / "run", console)
+    assert seen == [3] and torch.get_num_threads() == 1
+    assert "with 3 CPU threads, as it began" in console.file.getvalue()  # type: ignore[attr-defined]
+    about["machine"]["threads"] = 10**9
+    folder.write_json("environment.json", about)
+    train.resume(tmp_path / "run", silent())
+    assert seen == [3, 1]
+
+
+def test_waiting_for_a_process_that_does_not_come_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "PATIENCE", 0.05)
+    console = silent()
+    for wanted in (False, True):
+        with train.said_later(console, "waiting", wanted):
+            time.sleep(0.3)
+        assert ("waiting" in console.file.getvalue()) == wanted  # type: ignore[attr-defined]
 
 
 def test_a_run_that_was_killed_after_training_gets_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +209,8 @@ def test_a_run_that_was_killed_after_training_gets_its_page(tmp_path: Path, monk
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_at_random_moments_it_is_the_same_run(tmp_path: Path) -> None:
-    words = [*WORDS, "--rule", "aa", "--epochs", "12", "--backward.name", "Adam", "--ema", "0.9",
-             "--checkpoint-minutes", "0"]  # fmt: skip
+    words = [*WORDS, "--rule", "aa", "--epochs", "12", "--backward.name", "Adam", "--set", "ema=0.9",
+             "checkpoint_minutes=0"]  # fmt: skip
     script = Path(__file__).parent.parent / "killing.py"
     for name, kills in (("parts", 20), ("whole", 0)):
         done = subprocess.run([sys.executable, str(script), str(tmp_path / name), str(kills), *words],
@@ -198,7 +242,7 @@ def tensorboard_events(run: Path) -> dict[str, list]:
 )  # fmt: skip
 def test_signals_end_it_and_it_goes_on(which: signal.Signals, devices: int, group: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*WORDS, "--epochs", "40", "--devices.devices", str(devices), "--angles", "weights"]
+    words = [*WORDS, "--epochs", "40", "--devices.devices", str(devices), "--set", "angles=weights"]
     first = command("train", *words, "--out", str(run))
     until(lambda: (run / "metrics.jsonl").exists(), first)
     (os.killpg if group else os.kill)(first.pid, which)
@@ -227,13 +271,31 @@ def test_signals_end_it_and_it_goes_on(which: signal.Signals, devices: int, grou
 def test_a_signal_to_its_data_workers_too_ends_it_cleanly(tmp_path: Path) -> None:
     """SLURM tells every process of a job."""
     words = ["--model", "mlp-8", "--data", "folder", "--data.root", str(pictures(tmp_path / "pictures")), "--epochs",
-             "200", "--data.image-size", "8", "--data.batch-size", "4", "--data.workers", "1"]  # fmt: skip
+             "200", "--data.batch-size", "4", "--set", "data.image_size=8", "data.workers=1"]  # fmt: skip
     run = tmp_path / "run"
     process = command("train", *words, "--devices.accelerator", "cpu", "--out", str(run))
     until(lambda: (run / "metrics.jsonl").exists(), process)
     os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (143, "") and "stopped after step" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_lost_reader_of_images_is_one_line(tmp_path: Path) -> None:
+    words = ["--model", "mlp-8", "--data", "folder", "--data.root", str(pictures(tmp_path / "pictures")), "--epochs",
+             "2000", "--data.batch-size", "4", "--set", "data.image_size=8", "data.workers=1"]  # fmt: skip
+    run = tmp_path / "run"
+    first = command("train", *words, "--devices.accelerator", "cpu", "--out", str(run))
+    until(lambda: (run / "metrics.jsonl").exists(), first)
+    while first.poll() is None:  # each epoch has a new one
+        children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 2 and err.count("\n") == 1, err
+    assert "a process that reads images has ended" in err and f"untied train --resume {run} goes on" in err
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
 from untied.lab.data import DataConfig
 from untied.lab.loop import train
-from untied.lab.optim import Optimizers, factor, time_constant
+from untied.lab.optim import Optimizers, factor, rings, time_constant
 from untied.lab.step import NotFinite, Objective, Phase, training_step
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
@@ -75,7 +75,7 @@ def test_kolen_pollack_closes_the_gap_at_the_rate_of_its_decay() -> None:
     model, _, step, _ = setup("kp(decay=0.5)", dataclasses.replace(forward, clip=None))
     gap = model[4].weight.detach() - model[4].backward_weight.detach()
     for number in range(3):
-        step(number=number)
+        step(Phase(align=0.0), number)
     after = model[4].weight.detach() - model[4].backward_weight.detach()
     torch.testing.assert_close(after, gap * (1 - 0.1 * 0.5) ** 3)
 
@@ -127,7 +127,7 @@ def test_time_constant_only_where_it_is_simple() -> None:
     [
         (lambda model, images: model[4].weight.data.fill_(math.nan), "layer 4: its weight"),
         (lambda model, images: model[4].backward_weight.data.fill_(math.inf), "layer 4: its backward_weight"),
-        (lambda model, images: images.fill_(math.nan), "images"),
+        (lambda model, images: images.fill_(math.nan), "inputs"),
     ],
 )
 def test_what_is_not_finite_is_named_and_nothing_moves(break_it, said: str) -> None:
@@ -198,3 +198,13 @@ def test_an_optimizer_that_cannot_move_these_weights_says_so() -> None:
         pytest.skip("this torch has no Muon, which moves matrices alone")
     with pytest.raises(UntiedError, match="optimizer Muon refuses"):
         setup("bp", OptimizerConfig("Muon"))
+
+
+def test_a_B_that_swings_is_said() -> None:
+    default = CompareConfig().backward
+    for rule in ("sa", "ia", "bp", "fa", "kp"):
+        assert rings(untied.rules.parse(rule), default) == ""
+    sa = untied.rules.parse("sa")
+    assert "is 1 steps, below 2; give B's optimizer no momentum" in rings(sa, OptimizerConfig(lr=0.1, momentum=0.9))
+    assert "a lower learning rate" in rings(sa, OptimizerConfig(lr=1.5, momentum=0))
+    assert rings(sa, OptimizerConfig(lr=1, momentum=0)) == ""  # B = W in one step

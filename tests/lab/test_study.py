@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from runs import DATA, silent, small
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
+from untied.lab.secrets import without_password
 from untied.lab.study import report
-from untied.lab.study.config import NoiseConfig, SearchConfig, TransferConfig, entrant
-from untied.lab.study.run import again, run, show
+from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig, entrant
+from untied.lab.study.queue import Queue
+from untied.lab.study.run import again, run, show, with_sampler
 from untied.lab.study.space import Space, shipped, space
-from untied.lab.study.storage import open_storage, patiently, with_driver, without_password
+from untied.lab.study.storage import NoAnswer, create, open_storage, patiently, with_driver
 from untied.rules import parse
 
 SPACE = {"parameters": {"amp": {"low": "1e-3", "high": 1.0, "log": True}, "optimizer": ["SGD", "Adam"],
@@ -67,7 +70,8 @@ def test_unknown_space() -> None:
 
 
 def test_who_takes_part() -> None:
-    assert entrant("aa", common())[1]["backward"]["name"] == "Adam"  # the tuned settings
+    assert entrant("tuned:aa", common())[1]["backward"]["name"] == "Adam"
+    assert entrant("aa", common())[1]["backward"]["name"] == "SGD"  # exactly the rule
     label, part = entrant("mine: wm @ SGD(lr=0.5)", common())
     assert label == "mine" and part["rule"] == "wm" and part["backward"]["lr"] == 0.5
     assert entrant("recipe two-cores/resnet18-sa", common())[0] == "resnet18-sa"
@@ -110,6 +114,29 @@ def test_a_search_is_continued_and_its_best_transferred(tmp_path: Path) -> None:
         assert (tmp_path / "transfer" / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("startup", [10, 2])
+def test_a_search_proposes_the_same_however_often_it_is_interrupted(startup: int) -> None:
+    """Each part is a new process, with a sampler of its own."""
+
+    def proposed(*parts: int) -> list[dict[str, Any]]:
+        storage = optuna.storages.InMemoryStorage()
+        for number in parts:
+            config = SearchConfig(run=common(), trials=number, startup=startup, name="s")
+            definition = config.define()
+            study, _ = create(storage, "s", definition, CHANGEABLE)
+            with_sampler(study, config)
+            queue = Queue(study, config.plan(definition), 10.0, 3)
+            queue.fill()
+            while (claim := queue.take()) is not None:
+                config.configs(definition, claim.trial)
+                queue.tell(claim, math.sin(1e4 * claim.trial.params["amp"]), False, [])
+        return [t.params for t in study.get_trials() if not t.user_attrs.get("surplus")]
+
+    whole = proposed(9)
+    assert len({str(params) for params in whole}) == 9
+    assert proposed(3, 6, 9) == whole == proposed(1, 2, 9)
+
+
 def test_another_study_under_the_same_name(tmp_path: Path) -> None:
     assert run(NoiseConfig(run=common(epochs=1), rules=("bp",), models=("mlp-8",), sigmas=(0.0,), seeds=1, workers=0,
                            out=tmp_path / "noise"), silent()) == 0  # fmt: skip
@@ -138,6 +165,15 @@ def test_patience() -> None:
     said: list[str] = []
     assert patiently(call, say=said.append) == 7
     assert said == ["the study's database does not answer (away); trying again"]
+
+
+def test_patience_ends_when_it_is_told_to() -> None:
+    def call() -> int:
+        raise OSError("away")
+
+    asked = itertools.count()
+    with pytest.raises(NoAnswer, match="does not answer: away"):
+        patiently(call, stopped=lambda: next(asked) >= 2)
 
 
 @pytest.mark.parametrize("gaps, words", [

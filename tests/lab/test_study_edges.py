@@ -15,12 +15,14 @@ import pytest
 from safetensors import SafetensorError
 from sqlalchemy import text
 
-from runs import DATA, command, pictures, silent, small, state
+from runs import DATA, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
 from untied.lab import record
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
 from untied.lab.devices import single_device
+from untied.lab.processes import here, is_gone
+from untied.lab.secrets import without_password
 from untied.lab.study import gpus, report
 from untied.lab.study import queue as queues
 from untied.lab.study import run as studies
@@ -28,7 +30,7 @@ from untied.lab.study import worker as workers
 from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig
 from untied.lab.study.queue import Queue
 from untied.lab.study.run import join, named, open_folder, run, show
-from untied.lab.study.storage import create, open_storage, without_password
+from untied.lab.study.storage import create, open_storage
 
 
 def common(**changes):
@@ -98,7 +100,14 @@ def test_labels_that_look_alike_are_other_runs():
 
 
 def test_a_password_in_the_query_is_not_shown():
-    assert "secret" not in without_password("postgresql://h/d?user=u&password=secret")
+    for url in ("postgresql://h/d?user=u&password=secret", "postgresql:/u:secret@h/d", "postgresql//u:secret@h/d",
+                "postgresql:///u:secret@h/d", "postgresql:u:secret@h/d", "u:secret@h/d", "mysql://u:a@secret@h/d",
+                "postgresql://u@h/d?sslmode=on&sslpassword=secret", "mysql://h/d?Passwd=secret;x=1",
+                "'postgresql://u:secret@h/d'"):  # fmt: skip
+        shown = without_password(url)
+        assert "secret" not in shown and "***" in shown, url
+    for url in ("sqlite:////a/b@c.db", "journal:/a/b", "postgresql://u@h/d?sslkey=/a"):
+        assert without_password(url) == url
 
 
 def test_a_study_that_was_stopped_is_the_one_that_was_not(tmp_path, monkeypatch):
@@ -297,6 +306,20 @@ def test_a_silent_worker_is_taken_for_dead_as_often_as_retries_allow(tmp_path, m
     assert qu.progress().refused == 1 and qu.take() is None
 
 
+def test_a_worker_of_another_machine_of_this_name_is_not_taken_for_dead(tmp_path):
+    """Containers and clones share host names, and numbers of processes: only the boot tells them apart."""
+    c = named(transfer(tmp_path / "s", rules=("bp",)))
+    d = c.define()
+    study, _ = create(open_storage(c.storage), c.name, d, CHANGEABLE)
+    qu = Queue(study, c.plan(d), 10.0, 1)
+    qu.fill()
+    claim = qu.take()
+    number = 2**22 + 1  # no process of this machine has it
+    for boot, dead in (("another", 0), (here()["boot"], 1)):
+        claim.trial.set_user_attr("worker", here() | {"boot": boot, "pid": number})
+        assert qu.bury() == dead
+
+
 @pytest.mark.slow
 def test_two_workers_and_ctrl_c(tmp_path):
     words = [
@@ -328,6 +351,44 @@ def test_two_workers_and_ctrl_c(tmp_path):
     assert p.returncode == 0, (so, se)
     r = rows(tmp_path / "s")
     assert len({x["run"] for x in r}) == len(r) == 6 and all(x["state"] == "complete" for x in r)
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_supervisor(tmp_path):
+    """Also with one that was killed: the run is saved and put back."""
+    c = named(transfer(tmp_path / "s"))
+    words = ["transfer", "--rules", "bp", "--models", "mlp-16", "--seeds", "1", "--run.epochs", "4000"]
+    p = command(*words, "--out", str(tmp_path / "s"))
+    until(lambda: list((tmp_path / "s/runs").glob("*/checkpoints/last.safetensors")), p)
+    study = optuna.load_study(storage=open_storage(c.storage), study_name=c.name.replace("synthetic", "digits"))
+    [trial] = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    p.kill()
+    p.communicate()
+    end = time.monotonic() + 120
+    while not is_gone(trial.user_attrs["worker"]):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert study.get_trials()[trial.number].user_attrs["released"]
+
+
+def test_ctrl_c_while_the_database_is_away_ends_it(tmp_path, monkeypatch):
+    real = workers.Run.look
+
+    def away(*given, **named):
+        raise OSError("the cable is out")
+
+    def look(self):
+        for name in ("get_trials", "tell"):
+            monkeypatch.setattr(optuna.Study, name, away)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    monkeypatch.setattr(workers.Run, "look", look)
+    console = silent()
+    began = time.monotonic()
+    assert run(transfer(tmp_path / "s"), console) == 143
+    assert time.monotonic() - began < 60
+    assert "does not answer: the cable is out" in console.file.getvalue()
 
 
 @pytest.mark.slow
@@ -467,3 +528,15 @@ def test_a_driver_that_is_not_installed_is_one_line(url, package, monkeypatch, c
     said = capsys.readouterr().err
     assert "needs a driver that cannot be imported" in said and f"run pip install '{package}'" in said
     assert said.count("\n") == 1
+
+
+def test_a_study_whose_maker_was_killed_before_it_said_what_it_is(tmp_path):
+    """Between the two writes that make a study: the same command goes on, and others' studies stay refused."""
+    storage = open_storage(f"sqlite:///{tmp_path / 's.db'}")
+    optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    study, new = create(storage, "s", {"kind": "search"}, ())
+    assert not new and study.user_attrs["untied"]["definition"] == {"kind": "search"}
+    assert create(storage, "s", {"kind": "search"}, ())[1] is False
+    optuna.create_study(storage=storage, study_name="other", direction="maximize").set_user_attr("theirs", 1)
+    with pytest.raises(UntiedError, match="was not made by untied"):
+        create(storage, "other", {"kind": "search"}, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 import sys
 import types
 from pathlib import Path
@@ -39,6 +40,29 @@ def test_tensorboard_has_every_metric(tmp_path: Path, without_pages: None) -> No
             assert (row["step"], pytest.approx(number, rel=1e-6)) in found[name], name
     assert [step for step, _ in found["step/train_loss"]] == [2, 6]  # the epoch's own metrics have 4 and 8
     assert set(found) == set(numbers(row)) | {"step/train_loss", "step/images_per_second"}
+
+
+def test_a_full_disk_is_a_line(tmp_path: Path) -> None:
+    board = tracking.TensorBoard(tmp_path / "tensorboard", 0)
+    board.log({"loss": 1.0}, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (board.path.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(UntiedError, match=r"cannot write .*tfevents.*: File too large"):
+            board.log({"loss": 2.0}, 2)
+        board.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = tracking.TensorBoard(tmp_path / "tensorboard", 2)
+    again.log({"loss": 3.0}, 2)
+    again.close()
+    assert scalars(tmp_path) == {"loss": [(1, 1.0), (2, 3.0)]}
+
+
+def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UntiedError, match=r"cannot write .*tfevents"):
+        tracking.TensorBoard(tmp_path / "tensorboard", 0)
 
 
 KILLS = [*(("a step", step) for step in range(1, 9)), ("a report", 4), ("a report", 8)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..convert import parameter_groups
 from ..errors import UntiedError
 from ..layers import beside_name, untied_layers
-from ..tape import record
+from ..recording import record
 
 __all__ = ["UntiedTrainerMixin"]
 

@@ -18,7 +18,8 @@ from .. import metrics
 from ..convert import parameter_groups
 from ..errors import UntiedError
 from ..layers import untied_layers
-from ..tape import Tape, record
+from ..recording import record
+from ..tape import Tape
 
 __all__ = ["UntiedCallback", "UntiedMixin"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import gc
-import io
 import itertools
 import os
 import sys
@@ -14,21 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import untied
-from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
-from untied.lab import plots, report
-from untied.lab.config import OptimizerConfig, parse_entry
+from untied.lab import plots, report, writers
+from untied.lab.config import OptimizerConfig, backward_default, parse_entry
 from untied.lab.costs import (
     CAPTIONS,
     CONTROL,
@@ -46,11 +41,13 @@ from untied.lab.costs import (
 )  # fmt: skip
 from untied.lab.devices import single_device
 from untied.lab.edges import bounded
+from untied.lab.loop import sized
 from untied.lab.memory import Held
 from untied.lab.models import build
 from untied.lab.reading import from_mapping
-from untied.lab.record import RunFolder
+from untied.lab.record import RunFolder, new_folder
 from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
+from untied.rule import Rule
 
 __all__ = ["BenchConfig", "again", "bench", "profiled"]
 
@@ -65,9 +62,10 @@ class BenchConfig:
     Every model is timed with every batch size, precision and so on; images are random.
     """
 
+    command: ClassVar[str] = "bench"
+
     rules: tuple[str, ...] = ("bp", "fa", "kp", "usf", "sa", "wm", "aa", "ia")
-    """Learning rules, each perhaps with its optimizer, as in "aa @ Adam(lr=0.003)"; bare names have no tuned settings
-    here."""
+    """Learning rules, each perhaps with its optimizer, as in "aa @ Adam(lr=0.003)"."""
     models: tuple[str, ...] = ("resnet18",)
     """Networks: mlp-256-128, cnn, resnet18-w16, torchvision:NAME, timm:NAME, ..."""
     batches: tuple[int, ...] = (64,)
@@ -96,7 +94,7 @@ class BenchConfig:
     """Keep convolutions' tensors with channels last."""
     forward: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
     """Of the forward weights, and of the plain network."""
-    backward: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    backward: OptimizerConfig = dataclasses.field(default_factory=backward_default)
     """Of the backward weights."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
@@ -132,11 +130,10 @@ class BenchConfig:
         for text, fraction in itertools.product(self.rules, self.fractions):
             rule, backward = parse_entry(text, self.backward)
             if fraction < 1:
-                if not isinstance(rule, Alignment) or not rule.needs_data:
+                if not rule.needs_data:
                     continue
-                rule = parse_entry(f"{text.partition('@')[0]}", self.backward)[0]
+                rule = rule.on(fraction)
                 text = f"{text} on {fraction:g}"
-                rule.fraction = fraction  # type: ignore[attr-defined]
             found[text] = rule, backward
         return found
 
@@ -160,7 +157,7 @@ def bench(config: BenchConfig, console: Console | None = None) -> int:
     for case in config.cases:
         with torch.device("meta"):
             _network(config, case)
-    out = config.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S")
+    out = config.out or new_folder("bench")
     config = dataclasses.replace(config, out=out, threads=config.threads or torch.get_num_threads())
     folder = RunFolder.create(out, config, overwrite=config.overwrite)
     interrupted = False
@@ -212,7 +209,7 @@ def _steps(config: BenchConfig, case: Case, compiled: bool) -> dict[str, Step]:
     for name, (rule, backward) in config.entries.items():
         model = _network(config, case)
         untied.untie_(model, rule)
-        model.to(config.device)
+        sized(model, torch.zeros(1, *shape[1:])).to(config.device)
         steps[name] = untied_step(model, rule, images, labels, config.forward, backward, case.precision, **options)
     return steps
 
@@ -243,6 +240,7 @@ def _measure(config: BenchConfig, case: Case) -> Iterator[dict[str, Any]]:
 def _counted(step: Step, clock: Clock) -> dict[str, int]:
     """Floating-point operations of a step, and the bytes it holds at its highest, what stays included."""
     flops = peak = 0
+    step.run(clock)  # a mirror knows from it how much noise to take
     for _ in range(step.period):
         with FlopCounterMode(display=False) as counter:
             step.run(clock)
@@ -310,12 +308,8 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
     rows = table_rows(folder.metrics())
     folder.write_json("results.json", rows)
     folder.write_text("table.md", markdown(rows))
-    out = io.StringIO()
     keys = [key for key in (rows[0] if rows else {}) if key != "ratios"]
-    writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    folder.write_text("table.csv", out.getvalue())
+    folder.write_text("table.csv", writers.comma_separated(keys, rows))
     if not rows:
         console.print(f"nothing was measured; {folder.path} has the configuration", highlight=False)
         return
@@ -328,11 +322,9 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
         folder, rows=[], title="What a training step costs", summary=SUMMARY, sections=sections, captions=CAPTIONS
     )
     for case, own in by_case(rows):
-        narrow = {key: NARROW[key] for key in shown_columns(own) if key in NARROW}  # for 80 columns
-        table = Table(title=str(case), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-        for key, head in narrow.items():
-            table.add_column(head, justify="left" if key == "rule" else "right", no_wrap=key != "rule")
-        for row in own:
-            table.add_row(*(cells(row)[key] for key in narrow))
-        console.print(table)
+        narrow = [key for key in shown_columns(own) if key in NARROW]  # for 80 columns
+        lines = [[cells(row)[key] for key in narrow] for row in own]
+        console.print(
+            writers.terminal(narrow, lines, ["rule"], titles=NARROW, wrapped=["rule"], title=str(case), dense=False)
+        )
     console.print(f"folder {folder.path}\npage   {page}", highlight=False, markup=False, soft_wrap=True)

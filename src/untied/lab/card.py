@@ -9,7 +9,7 @@ import yaml
 from untied.lab.config import TrainConfig
 from untied.lab.record import RunFolder
 from untied.lab.tables import long_name
-from untied.rules import parse
+from untied.lab.tasks import metrics_of
 
 __all__ = ["write"]
 
@@ -46,7 +46,7 @@ the best accuracy on validation images, which are a part of the training images.
 def write(folder: RunFolder, config: TrainConfig) -> None:
     """Write card.md from what the run folder holds."""
     result, environment = folder.read_json("results.json"), folder.environment()
-    rule = parse(config.rule)
+    rule = config.parsed
     git, machine = environment["git"], environment["machine"]
     folder.write_text(
         "card.md",
@@ -74,14 +74,14 @@ def write(folder: RunFolder, config: TrainConfig) -> None:
 
 def rows(result: dict[str, Any]) -> dict[str, str]:
     """The result in words."""
-    percent = {
-        f"{result.get('split')} accuracy, top-1 (%)": result.get("accuracy"),
-        f"{result.get('split')} accuracy, top-5 (%)": result.get("top5"),
-        "best validation accuracy (%)": result.get("best_validation_accuracy"),
-    }
+    metrics = metrics_of(result)
+    best = metrics[0]
+    scores = {f"{result.get('split')} {m.head}": m.shown(result.get(m.name)) for m in metrics}
+    scores[f"best validation {best.head}"] = best.shown(result.get(f"best_validation_{best.name}"))
     degrees = {
         "mean angle between W and B (°)": result.get("weight_angle"),
         "angle between pseudogradient and gradient (°)": result.get("gradient_angle"),
     }
-    shown = {name: f"{100 * value:.2f}" for name, value in percent.items() if value is not None}
-    return shown | {name: f"{value:.1f}" for name, value in degrees.items() if value is not None}
+    return {name: shown for name, shown in scores.items() if shown != "–"} | {
+        name: f"{value:.1f}" for name, value in degrees.items() if value is not None
+    }

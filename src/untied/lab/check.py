@@ -6,19 +6,25 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import untied
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.console import say
-from untied.lab.data import DataConfig
-from untied.lab.loop import dataset, network
+from untied.lab.data import DataConfig, Dataset
+from untied.lab.fitting import check_fit
+from untied.lab.loop import dataset, network, task_of
+from untied.lab.tasks import Task
+from untied.lab.tasks.trees import Tree, first, to
 
-__all__ = ["CheckConfig", "check"]
+__all__ = ["CheckConfig", "check", "verdict"]
+
+WIDE = 3 * 64 * 64
+"""Up to so many numbers an image, a network is looked at in float64."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,12 @@ class CheckConfig:
     """The learning rule."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
+    task: str = ""
+    """The task. By default it is what the data are for."""
     examples: int = 8
-    """Images of the batch."""
+    """How many examples the batch has."""
     seed: int = 0
-    """Of initial weights and the order of images."""
+    """The seed of initial weights and the order of the data."""
 
     def __post_init__(self) -> None:
         if self.examples < 2:
@@ -48,14 +56,32 @@ def check(config: CheckConfig, console: Console | None = None) -> int:
         UntiedError: the data, the model or the rule is not possible.
     """
     data = dataset(config.data, config.seed, "cpu")
-    model = network(TrainConfig(model=config.model, rule=config.rule, data=config.data, seed=config.seed), data)
-    images, labels = next(iter(data.train.epoch(0)))
-    x, y = images[: config.examples], labels[: config.examples]
+    run = TrainConfig(model=config.model, rule=config.rule, data=config.data, task=config.task, seed=config.seed)
+    goal = task_of(run, data)
+    check_fit(run, data)
+    model = network(run, data)
+    x, y = (first(part, config.examples) for part in goal.batch(next(iter(data.train.epoch(0)))))
+    report = looked_at(model, goal, x, y)
+    say(console or Console(), str(report))
+    return 0 if report.verified else 1
+
+
+def looked_at(model: nn.Module, goal: Task, x: Tree, y: Tree) -> untied.Verification:
+    """`untied.verify` on inputs and targets: in float64, or for large images in the model's type."""
 
     def task(copy: nn.Module) -> Tensor:
         with torch.enable_grad():
-            return F.cross_entropy(copy(x), y)
+            return goal.loss(copy(x), y)
 
-    report = untied.verify(model, task)
-    say(console or Console(), str(report))
-    return 0 if report.verified else 1
+    wide = sum(leaf[0].numel() for leaf in tree_leaves(x)) <= WIDE
+    targets = y if isinstance(y, Tensor) else None
+    return untied.verify(model, task, targets=targets, dtype=torch.float64 if wide else None)
+
+
+def verdict(model: nn.Module, data: Dataset, goal: Task) -> str:
+    """What `untied.verify` says of a network on two examples, in a line. It never stops a training."""
+    try:
+        x, y = (to(first(part, 2), "cpu") for part in goal.batch(next(iter(data.train.epoch(0)))))
+        return looked_at(model, goal, x, y).verdict
+    except (RuntimeError, UntiedError) as error:
+        return f"not verified: {' '.join(str(error).split())}"

@@ -43,7 +43,7 @@ class Position:
 
     Attributes:
         step: steps done. lines: of metrics written, up to the last whole epoch.
-        best: highest validation accuracy so far, and the epoch that had it.
+        best: the task's first metric on validation, at its best so far, and the epoch that had it.
         identity: what the run trains; a checkpoint of something else is refused.
     """
 

@@ -5,33 +5,51 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
+import itertools
 import os
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
+import yaml
 
 import untied
 from untied.errors import UntiedError
+from untied.lab import crash
+from untied.lab.commands import Command
+from untied.lab.completion import completion
+from untied.lab.reading import is_rare, nested_config, read_yaml, set_in, settings_of
+from untied.lab.record import plain
+from untied.lab.secrets import redacted
 
 __all__ = ["main"]
 
 T = TypeVar("T")
+_settings = ""  # the last ones that were read, as YAML, for a crash file
+MEANT = {"learning-rate": "lr", "optimizer": "name", "optim": "name", "wd": "weight-decay", "batch": "batch-size"}
+"""What others call our options."""
 
 
 def compare(arguments: list[str]) -> int:
-    """Train the same network with each of several rules: table, figures and a page."""
-    from untied.lab.compare import compare
+    """Train the same network with each of several rules: table, figures and a page; --resume RUN goes on with it."""
+    from untied.lab.compare import compare, resume
     from untied.lab.config import CompareConfig
 
-    return compare(read_config(CompareConfig, arguments, "untied compare"))
+    words, run = take_option(arguments, "--resume")
+    if run is not None:
+        if words:
+            raise UntiedError(f"--resume goes on with the comparison's own configuration: leave out {words[0]}")
+        return resume(Path(run))
+    return compare(read_config(CompareConfig, words, "untied compare"))
 
 
 def train(arguments: list[str]) -> int:
@@ -121,30 +139,31 @@ def rules(arguments: list[str]) -> int:
     return 0
 
 
+def listing(arguments: list[str]) -> int:
+    """List every rule, model and data set by name, and what installed packages offer."""
+    from untied.lab.listing import print_all
+
+    @dataclass(frozen=True)
+    class Nothing:
+        """List every rule, model and data set by name, and what installed packages offer."""
+
+    read_config(Nothing, arguments, "untied list")
+    print_all()
+    return 0
+
+
 def report(arguments: list[str]) -> int:
     """Write the tables, figures and page of a run folder again."""
-    from untied.lab.record import RunFolder
+    from untied.lab.commands import again
 
     @dataclass(frozen=True)
     class Where:
         """Write the tables, figures and page of a run folder again, without training."""
 
         run: Annotated[Path, tyro.conf.Positional]
-        """The run folder: what untied compare, train, search, transfer, noise, neural or bench has written."""
+        """The run folder of any command."""
 
-    run = read_config(Where, arguments, "untied report").run
-    settings = RunFolder.open(run).config()
-    if "kind" in settings:
-        from untied.lab.study.run import again
-    elif "rule" in settings:
-        from untied.lab.train import rewrite as again
-    elif "recording" in settings:
-        from untied.lab.neural.command import again
-    elif "rounds" in settings:
-        from untied.lab.bench import again
-    else:
-        from untied.lab.compare import again
-    return again(run)
+    return again(read_config(Where, arguments, "untied report").run)
 
 
 def search(arguments: list[str]) -> int:
@@ -172,7 +191,7 @@ def noise(arguments: list[str]) -> int:
 
 
 def study(arguments: list[str]) -> int:
-    """Many runs over a shared database: study run FILE, study worker, study show."""
+    """Many runs over a shared database: study run FILE, study worker, study show, study recover."""
     from untied.lab.study import run as studies
 
     @dataclass(frozen=True)
@@ -202,12 +221,12 @@ def study(arguments: list[str]) -> int:
         """Where the data lies here, if not where the study says."""
         threads: int | None = None
         """For PyTorch; by default as many as it chooses."""
-        index: int | None = None
-        """Tells this worker's sampler from others'; by default at random."""
         wait: bool = True
         """Stay while others train the last runs, in case one of them is lost."""
         quiet: bool = False
         """Say only what goes wrong."""
+        leash: bool = False
+        """Stop once standard input is closed: with the program that has started this worker, however that ends."""
 
     @dataclass(frozen=True)
     class Showing:
@@ -220,6 +239,15 @@ def study(arguments: list[str]) -> int:
         study: str | None = None
         """The study's name."""
 
+    @dataclass(frozen=True)
+    class Recovering:
+        """Make a study's damaged or lost database again, from the folders of its runs."""
+
+        folder: Annotated[Path, tyro.conf.Positional]
+        """The study's folder."""
+        storage: str | None = None
+        """The database, if not the one of before."""
+
     word, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if word == "run":
         c = read_config(Running, rest, "untied study run")
@@ -227,14 +255,19 @@ def study(arguments: list[str]) -> int:
         return studies.run(dataclasses.replace(studies.read_study(c.file), **given))
     if word == "worker":
         j = read_config(Joining, rest, "untied study worker")
-        return studies.join(j.storage, j.study, j.out, j.data_root, j.threads, j.index, j.wait, j.quiet)
+        return studies.join(j.storage, j.study, j.out, j.data_root, j.threads, j.wait, j.quiet, j.leash)
     if word == "show":
         s = read_config(Showing, rest, "untied study show")
         return studies.show(s.folder, s.storage, s.study)
+    if word == "recover":
+        from untied.lab.study.recover import recover
+
+        r = read_config(Recovering, rest, "untied study recover")
+        return recover(r.folder, r.storage)
     if word in ("-h", "--help", "help"):
-        print("usage: untied study run FILE | worker --study NAME | show FOLDER     (each with --help)")
+        print("usage: untied study run FILE | worker --study NAME | show FOLDER | recover FOLDER  (each with --help)")
         return 0
-    raise UntiedError(f"untied study {word or '(nothing)'}: possible are run FILE, worker, show")
+    raise UntiedError(f"untied study {word or '(nothing)'}: possible are run FILE, worker, show, recover FOLDER")
 
 
 def dynamics(arguments: list[str]) -> int:
@@ -297,18 +330,22 @@ def shards(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "compare": compare, "train": train, "evaluate": evaluate, "export": export, "recipes": recipes, "rules": rules,
-    "report": report, "search": search, "transfer": transfer, "noise": noise, "study": study, "dynamics": dynamics,
-    "diagnose": diagnose, "check": check, "neural": neural, "shards": shards, "bench": bench,
+COMMANDS: dict[str, Command] = {
+    run.__name__.replace("listing", "list"): Command(run)
+    for run in (
+        compare, train, evaluate, export, recipes, rules, listing, report, search, transfer, noise, study, dynamics,
+        diagnose, check, neural, shards, bench,
+    )
 }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 2 for a mistake of the user's, 130 if interrupted."""
+    """Run a command. Returns the exit code: 2 for a mistake of the user's, 3 for one of ours, 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
+    if not os.environ.get("COLUMNS", "1").strip("0"):  # a terminal of no width: nothing would be printed
+        del os.environ["COLUMNS"]
     try:
         return command(words)
     except UntiedError as error:
@@ -319,7 +356,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except Exception as error:
-        return stop(f"untied: unexpected {type(error).__name__}: {error} (--debug shows where)", 3, debug)
+        file = crash.write(error, words, _settings)
+        where = f"the file {file} says where: please report it" if file else "--debug shows where"
+        return stop(redacted(f"untied: unexpected {type(error).__name__}: {error} ({where})"), 3, debug)
 
 
 def stop(line: str, code: int, debug: bool) -> int:
@@ -340,11 +379,14 @@ def command(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"untied {untied.__version__}")
         return 0
+    if words[:1] == ["--print-completion"]:
+        print(completion(words[1:], COMMANDS, help_of))
+        return 0
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: untied COMMAND [OPTIONS]     (untied COMMAND --help lists them)\n")
         for name, run in COMMANDS.items():
-            print(f"  {name:<10} {(run.__doc__ or '').splitlines()[0]}")
-        print("\n  --version   --debug (a traceback with every error)")
+            print(f"  {name:<10} {run.help}")
+        print("\n  --version   --debug (a traceback with every error)   --print-completion bash, zsh or fish")
         return 0 if words else 2
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
@@ -353,21 +395,35 @@ def command(words: list[str]) -> int:
     return COMMANDS[words[0]](words[1:])
 
 
+def help_of(words: list[str]) -> str:
+    """What a command prints for --help, as plain text in one column."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), columns(100), contextlib.suppress(SystemExit, UntiedError):
+        command([*words, "--help"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+
+
 def read_config(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
     """A config from the command line, over ``default`` or the YAML file that --config names, over the defaults.
 
     Raises:
         UntiedError: an unknown flag (with the nearest known one), or an impossible value.
     """
-    from untied.lab.reading import read_yaml
-
     arguments = [re.sub(r"^--data(?==|$)", "--data.name", word) for word in arguments]
+    arguments, pairs = take_pairs(comma_lists(kind, arguments))
     arguments, file = take_option(arguments, "--config")
     if file is not None and default is not None:
         raise UntiedError(f"a recipe and --config {file} are both given: name one of them")
     start = default if file is None else read_yaml(kind, Path(file))
     given: dict[str, Any] = {} if start is None else {"default": start}
+    if "--help-all" in arguments:
+        print(f"{program}: all settings, for --set path.to.field=value and for YAML\n")
+        for path, value, text, _ in settings_of(kind):
+            print(textwrap.fill(f"{path} = {value}: {text}", 100, initial_indent="  ", subsequent_indent="      "))
+        raise SystemExit(0)
     if {"-h", "--help"} & set(arguments):
+        about = f"Other settings: --set path.to.field=value, as often as you like. {program} --help-all lists them all."
+        given |= {"description": f"{inspect.getdoc(kind)}\n\n{about}"} if has_rare(kind) else {}
         shown: T = tyro.cli(kind, args=arguments, prog=program, **given)
         return shown
     said = io.StringIO()
@@ -378,11 +434,90 @@ def read_config(kind: type[T], arguments: list[str], program: str, default: T | 
     except SystemExit:
         raise UntiedError(f"{essence(said.getvalue())} ({program} --help says more)") from None
     if unknown:
+        if (spelling := new_spelling(kind, unknown)) is not None:
+            raise UntiedError(f"{unknown[0].partition('=')[0]} is not a flag any more: write  --set {spelling}")
         flags = flags_of(kind)
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        word = unknown[0].partition("=")[0]
+        meant = [flag for flag in flags if flag.rpartition(".")[2] == MEANT.get(word.lstrip("-"), word.lstrip("-"))]
+        near = [flag for flag in near if flag != word]  # a positional argument has its flag's name
+        hint = f"did you mean {' or '.join(meant or near)}? " if meant or near else ""
+        if word in flags:
+            hint = f"give it without {word}, as in {program} VALUE; "
         raise UntiedError(f"unknown option {unknown[0]!r}: {hint}{program} --help lists all")
+    config = set_in(config, pairs, plain(config)) if pairs else config
+    global _settings
+    _settings = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     return config
+
+
+def take_pairs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take ``--set a.b=1 c=2`` out of the arguments."""
+    rest: list[str] = []
+    pairs: list[str] = []
+    waiting = inside = False  # for the first pair, and for more of them
+    for word in [*arguments, "--"]:  # the last one ends what is open
+        pair = word.removeprefix("--set=") if word.startswith("--set=") else word if inside and "=" in word else ""
+        if pair and (inside or pair != word) and not pair.startswith("-"):
+            pairs.append(pair)
+            waiting, inside = False, True
+            continue
+        if waiting:
+            raise UntiedError("--set needs path.to.field=value, as in --set forward.lr=0.05")
+        waiting = inside = word == "--set"
+        rest += [] if waiting else [word]
+    return rest[:-1], pairs
+
+
+def comma_lists(kind: type[Any], arguments: list[str]) -> list[str]:
+    """Write ``--rules bp,fa`` as ``--rules bp fa``, for every option that takes several; not inside of brackets."""
+    several = {flag for flag in flags_of(kind, lists=True)}
+    words: list[str] = []
+    inside = False
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            inside = flag in several
+            words += [flag, *split_commas(value)] if inside and equals else [word]
+        else:
+            words += split_commas(word) if inside else [word]
+    return words
+
+
+def split_commas(text: str) -> list[str]:
+    """The parts between commas that stand in no brackets.
+
+    >>> split_commas("bp,ia(amp=1, null=2),sa")
+    ['bp', 'ia(amp=1, null=2)', 'sa']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()] or [text]
+
+
+def has_rare(kind: type[Any]) -> bool:
+    return any(rare for *_, rare in settings_of(kind))
+
+
+def new_spelling(kind: type[Any], unknown: list[str]) -> str | None:
+    """How a flag of version 0.1, with the words after it, is written now; None if it was none."""
+    flag, equals, value = unknown[0].partition("=")
+    path = flag.removeprefix("--").replace("-", "_")
+    rare = {name for name, *_, is_rare in settings_of(kind) if is_rare}
+    off = path.replace(".no_", ".").removeprefix("no_")
+    if path not in rare and off in rare:
+        return f"{off}=false"
+    if path not in rare:
+        return None
+    after = [value] if equals else list(itertools.takewhile(lambda word: not word.startswith("--"), unknown[1:]))
+    if path.endswith("arguments") and len(after) >= 2:
+        return f"{path}.{after[0]}={after[1]}"
+    return f"{path}={'true' if not after else after[0] if len(after) == 1 else '[' + ','.join(after) + ']'}"
 
 
 def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
@@ -394,21 +529,22 @@ def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]
             if at + 1 == len(arguments):
                 needed = {
                     "--config": "a YAML file, such as the config.yaml of an earlier run",
-                    "--resume": "the folder of the run that is to go on",
+                    "--resume": "the folder of the run or comparison that is to go on",
                 }
                 raise UntiedError(f"{flag} needs {needed[flag]}")
             return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
     return arguments, None
 
 
-def flags_of(kind: type[Any], prefix: str = "--") -> list[str]:
-    """Every flag that a config dataclass gives rise to."""
-    from untied.lab.reading import nested_config
-
-    flags = ["--config"] if prefix == "--" else []
+def flags_of(kind: type[Any], prefix: str = "--", lists: bool = False) -> list[str]:
+    """Every flag that a config dataclass gives rise to; or only those that take several values."""
+    flags = ["--config", "--set"] if prefix == "--" and not lists else []
     for field in dataclasses.fields(kind):
         flag, nested = prefix + field.name.replace("_", "-"), nested_config(field)
-        flags += flags_of(nested, flag + ".") if nested is not None else [flag]
+        if nested is not None:
+            flags += flags_of(nested, flag + ".", lists)
+        elif not is_rare(kind, field.name) and (not lists or re.search(r"tuple\[(?!Path)", str(field.type))):
+            flags.append(flag)
     return flags
 
 

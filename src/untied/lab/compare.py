@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
 import queue
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,78 +20,143 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from untied.errors import UntiedError
-from untied.lab import plots, report
-from untied.lab.config import CompareConfig, PhaseConfig, label, parse_entry
-from untied.lab.console import ctrl_c_ignored, interruptible, say
+from untied.lab import make_callable, plots, report
+from untied.lab.check import verdict
+from untied.lab.config import TUNED, CompareConfig, PhaseConfig, label
+from untied.lab.console import ctrl_c_ignored, interruptible, say, shows_bars
 from untied.lab.devices import single_device
-from untied.lab.loop import NotFinite, dataset, network, train
-from untied.lab.optim import Optimizers, time_constant
+from untied.lab.fitting import check_fit
+from untied.lab.loop import NotFinite, dataset, network, task_of, train
+from untied.lab.optim import Optimizers, rings, time_constant
 from untied.lab.phases import Plan
+from untied.lab.processes import end_with_parent
 from untied.lab.reading import from_mapping
-from untied.lab.record import RunFolder, file_name
+from untied.lab.record import METRICS, RunFolder, file_name, new_folder
+from untied.lab.signs import FROZEN, marks
+from untied.lab.tasks import Task, metric_of
 from untied.lab.timing import step_costs
 
-__all__ = ["again", "compare"]
+__all__ = ["again", "compare", "resume"]
 
 Message = dict[str, Any]
 _messages: Any = None  # the queue to the parent, in a worker process
+RUNS = "runs.jsonl"  # the result of each run, as it ends
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> int:
-    """Run the comparison and write its folder. Returns the exit code: 0, 1 if every run failed, 130 if interrupted.
+    """Run the comparison and write its folder. Returns the exit code: 0; 1 if every run failed; 130 or 143 if
+    Ctrl-C or SIGTERM stopped it.
 
     Raises:
         UntiedError: anything that can be known before training starts: data, model, device, output folder. Or training
             cannot go on; what was finished is written then.
     """
     console = console or Console()
-    out = config.out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
-    config = dataclasses.replace(config, rules=config.entries, out=out)  # the folder says what was meant, in full
-    chance, about = check(config)
-    folder = RunFolder.create(out, config, overwrite=config.overwrite)
+    for line in config.about_entries:
+        say(console, line)
+    config = dataclasses.replace(config, rules=config.entries)  # the folder says what was meant, in full
+    task, chance, about = check(config, console)
+    config = dataclasses.replace(config, out=config.out or new_folder("compare"))
+    with RunFolder(Path(config.out or "")).lock(lambda line: say(console, line)) as lock:
+        folder = RunFolder.create(lock.folder, config, overwrite=config.overwrite)
+        return run(config, folder, task, chance, about, console)
+
+
+def resume(path: Path, console: Console | None = None) -> int:
+    """Go on with a comparison that was killed or stopped. What has finished is not done again. Returns the exit code.
+
+    Raises:
+        UntiedError: it has ended, or is of version 0.1, which did not keep the result of each run.
+    """
+    console = console or Console()
+    folder = RunFolder.open(path)
+    config = from_mapping(CompareConfig, folder.config(), f"config of {path}")
+    results = folder.metrics(RUNS)
+    total = len(config.rules) * config.seeds
+    costed = not config.timing_steps or all(row.get("cost") for row in rows_of(folder))
+    if len(results) >= total and costed and (path / "index.html").is_file():
+        raise UntiedError(f"the comparison in {path} has ended: untied report {path}  writes its page again")
+    if not results and rows_of(folder) and any(row["seeds"] for row in rows_of(folder)):
+        raise UntiedError(
+            f"{path} has no {RUNS}, as version 0.1 wrote none: start again with --config {path}/config.yaml"
+        )
+    task, chance, about = check(config, console)
+    known = {(label(r["rule"]), r["seed"]) for r in results}
+    with folder.lock(lambda line: say(console, line)):
+        lines = [line for line in folder.metrics() if (line["rule"], line["seed"]) in known]  # of whole runs
+        folder.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        say(console, f"going on: {len(results)} of {total} runs have ended before")
+        return run(config, folder, task, chance, about, console, results)
+
+
+def rows_of(folder: RunFolder) -> list[Message]:
+    """The rows of a folder's table; none before the first run has ended."""
+    return folder.read_json("results.json") if (folder.path / "results.json").is_file() else []
+
+
+def run(
+    config: CompareConfig, folder: RunFolder, task: Task, chance: float, about: str, console: Console,
+    before: Sequence[Message] = (),
+) -> int:  # fmt: skip
+    """The comparison in its folder, but for the runs that have ended before; see ``compare``."""
     runs = f"{len(config.rules)} rules, {config.seeds} seeds, {config.epochs} epochs"
     say(console, f"{config.model} on {about}; {runs}")
-    results: list[Message] = []
+    results = list(before)
     costs: dict[str, float] = {}
     stopped: KeyboardInterrupt | UntiedError | None = None
-    with interruptible():
+    with interruptible() as codes:
         try:
-            run_all(config, folder, results, chance, console)
+            run_all(config, folder, results, task, chance, console)
             costs = measured_costs(config, console)
         except (KeyboardInterrupt, UntiedError) as why:
             stopped = why
-    finish(folder, config, table_rows(config, results, costs, chance), console)
+    finish(folder, config, table_rows(config, results, costs, task, chance), console)
     if isinstance(stopped, UntiedError):
         raise stopped
     if stopped is not None:
-        say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept")
-        return 130
+        say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept; "
+                     f"untied compare --resume {folder.path}  goes on")  # fmt: skip
+        return codes[0]
     return 1 if all(r["failure"] for r in results) else 0
 
 
-def check(config: CompareConfig) -> tuple[float, str]:
-    """Try out all that can fail before anything is trained. Returns the chance level, and the data in words."""
+def check(config: CompareConfig, console: Console) -> tuple[Task, float, str]:
+    """Try out all that can fail before anything is trained. Returns the task, chance, and the data in words."""
     single_device(config.device, config.precision)
     data = dataset(config.data, config.first_seed, config.device)
     if config.evaluate_on == "validation" and not data.validation.size:
         raise UntiedError(
             "evaluate_on is validation and data.validation is 0: hold some images out, or use the test split"
         )
+    verdicts: dict[str, list[str]] = {}
+    run = config.run(config.rules[0], config.first_seed)
+    check_fit(run, data)
+    task = task_of(run, data)
     for entry in config.rules:
-        rule, backward = parse_entry(entry, config.backward)
+        rule, backward = config.entrants[entry]
         model = network(config.run(entry, config.first_seed), data)
         Optimizers(model, rule, config.forward, backward, steps=1)
-    return 1 / len(data.classes), str(data)
+        if warning := rings(rule, config.forward if rule.copies_gradient else backward):
+            say(console, f"{label(entry)}: {warning}")
+        if config.verify:
+            verdicts.setdefault(verdict(model, data, task), []).append(label(entry))
+    for said, rules in verdicts.items():
+        say(console, f"{', '.join(rules)}: {said}")
+    return task, task.chance(data), str(data)
 
 
 # Runs
 
 
-def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], chance: float, console: Console) -> None:
+def run_all(
+    config: CompareConfig, folder: RunFolder, results: list[Message], task: Task, chance: float, console: Console
+) -> None:
     """Train every rule with every seed; write metrics and results as they come, results into ``results`` too."""
-    jobs = [(entry, seed) for seed in config.all_seeds for entry in config.rules]
+    ended = {(result["rule"], result["seed"]) for result in results}
+    every = [(entry, seed) for seed in config.all_seeds for entry in config.rules]
+    jobs = [job for job in every if job not in ended]
     phases = PhaseConfig(delay=config.delay)
-    rules = {entry: parse_entry(entry, config.backward)[0] for entry in config.rules}
+    rules = {entry: config.entrants[entry][0] for entry in config.rules}
     total = sum(len(Plan(phases, rules[entry], config.epochs, 1).numbers) for entry, _ in jobs)
     columns = (
         TextColumn("{task.description}"),
@@ -100,7 +165,7 @@ def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], ch
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not shows_bars(console)) as progress:
         bar = progress.add_task("epochs", total=total)
 
         def receive(message: Message) -> None:
@@ -108,11 +173,13 @@ def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], ch
                 folder.append(message["metrics"])
                 progress.advance(bar)
                 return
+            folder.append(message, RUNS)
             results.append(message)
-            folder.write_json("results.json", table_rows(config, results, {}, chance))
-            shown = message["failure"] or f"{100 * message['accuracy']:.1f} %"
-            if not console.is_terminal:
-                say(console, f"[{len(results)}/{len(jobs)}] {label(message['rule'])}, seed {message['seed']}: {shown}")
+            folder.write_json("results.json", table_rows(config, results, {}, task, chance))
+            judge = task.metrics[0]
+            shown = message["failure"] or f"{judge.shown(message[judge.name])} {judge.unit}".rstrip()
+            if not shows_bars(console):
+                say(console, f"[{len(results)}/{len(every)}] {label(message['rule'])}, seed {message['seed']}: {shown}")
 
         if config.workers == 0:
             for job in jobs:
@@ -123,7 +190,7 @@ def run_all(config: CompareConfig, folder: RunFolder, results: list[Message], ch
 
 def one_run(config: CompareConfig, entry: str, seed: int, path: str, send: Callable[[Message], None]) -> None:
     """Train once; send each epoch's metrics and then the result."""
-    result: Message = {"kind": "done", "rule": entry, "seed": seed, "accuracy": None, "failure": None}
+    result: Message = {"kind": "done", "rule": entry, "seed": seed, "failure": None}
     try:
         model, final = train(
             config.run(entry, seed),
@@ -142,6 +209,8 @@ def run_in_processes(
     config: CompareConfig, jobs: list[tuple[str, int]], path: str, receive: Callable[[Message], None]
 ) -> None:
     """The same, several at a time. Workers leave Ctrl-C to this process."""
+    if not jobs:
+        return
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     workers = min(config.workers, len(jobs))
@@ -182,6 +251,7 @@ def raise_failure(futures: list[Future[None]]) -> None:
 
 def start_worker(messages: Any, threads: int) -> None:
     global _messages
+    end_with_parent()
     _messages = messages
     torch.set_num_threads(threads)
 
@@ -194,7 +264,13 @@ def run_in_worker(config: CompareConfig, entry: str, seed: int, path: str) -> No
 
 
 def weights_name(entry: str, seed: int) -> str:
-    return f"{file_name(label(entry))}-seed{seed}"
+    return f"{file_name(label(entry).replace(TUNED, 'tuned-'))}-seed{seed}"
+
+
+def weights_kept(entry: str, seed: int, there: Collection[str]) -> str | None:
+    """The name of a run's weights among those of a folder; version 0.1 had no tuned- in it."""
+    names = (weights_name(entry, seed), f"{file_name(label(entry).removeprefix(TUNED))}-seed{seed}")
+    return next((name for name in names if name in there), None)
 
 
 def measured_costs(config: CompareConfig, console: Console) -> dict[str, float]:
@@ -204,32 +280,43 @@ def measured_costs(config: CompareConfig, console: Console) -> dict[str, float]:
         return step_costs(config)
 
 
-def table_rows(config: CompareConfig, results: list[Message], costs: dict[str, float], chance: float) -> list[Message]:
+def table_rows(
+    config: CompareConfig, results: list[Message], costs: dict[str, float], task: Task, chance: float
+) -> list[Message]:
     """A row for each rule. A run whose loss was not finite counts at the chance level."""
-    rows = []
+    rows: list[Message] = []
+    judge = task.metrics[0]
     for entry in config.rules:
-        rule, backward = parse_entry(entry, config.backward)
+        rule, backward = config.entrants[entry]
         own = sorted((r for r in results if r["rule"] == entry), key=lambda r: r["seed"])
-        accuracies = [chance if r["failure"] else r["accuracy"] for r in own]
+        accuracies = [chance if r["failure"] else r[judge.name] for r in own]
         failures = [f"seed {r['seed']} failed: {r['failure']}" for r in own if r["failure"]]
+        measured = [] if rule.name == FROZEN else own  # whose hidden layers have no B and no gradient to compare
         rows.append(
             {
                 "rule": label(entry),
                 "text": entry if "@" in entry else str(rule),
                 "local": rule.local,
                 "split": config.evaluate_on,
+                "metric": dataclasses.asdict(judge),
                 "accuracies": accuracies,
                 "accuracy_mean": mean(accuracies),
                 "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                "weight_angle": mean([r.get("weight_angle") for r in own]),
-                "gradient_angle": mean([r.get("gradient_angle") for r in own]),
+                "weight_angle": mean([r.get("weight_angle") for r in measured]),
+                "gradient_angle": mean([r.get("gradient_angle") for r in measured]),
                 "cost": costs.get(entry),
                 "time_constant": time_constant(rule, config.forward if rule.copies_gradient else backward),
+                "gradient_angle_std": mean([r.get("gradient_angle_std") for r in own]),
+                "signs": list(dict.fromkeys(sign for r in own for sign in r.get("signs", ()))),
+                "chance": chance,
                 "seeds": len(own),
                 "finished": len(own) == config.seeds,
                 "failure": "; ".join(failures) or None,
             }
         )
+    baseline = next((row["accuracy_mean"] for row in rows if row["rule"] == FROZEN), None)
+    for row in rows:
+        row["signs"] = [*marks(row, chance, baseline), *row["signs"]]
     return rows
 
 
@@ -246,13 +333,13 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
     folder.write_text("table.csv", report.csv_table(rows))
     metrics = folder.metrics()
     figures = folder.path / "figures"
-    plots.save(plots.accuracy_curves(metrics), figures, "accuracy")
+    plots.save(plots.accuracy_curves(metrics, metric_of(rows)), figures, "accuracy")
     plots.save(plots.accuracy_bars(rows), figures, "results")
     plots.save(plots.angles_over_time(metrics), figures, "angles")
     there = set(folder.weight_names())
     first: dict[str, Any] = {}
     for entry in config.rules:
-        name = next((n for seed in config.all_seeds if (n := weights_name(entry, seed)) in there), None)
+        name = next((n for seed in config.all_seeds if (n := weights_kept(entry, seed, there))), None)
         if name is not None:
             first[label(entry)] = folder.weights(name)
     plots.save(plots.weight_scatter(first), figures, "scatter")
@@ -268,3 +355,6 @@ def again(path: Path, console: Console | None = None) -> int:
     config = from_mapping(CompareConfig, folder.config(), f"config of {path}")
     finish(folder, config, folder.read_json("results.json"), console or Console())
     return 0
+
+
+make_callable(__name__)  # lab.compare(...)

@@ -6,29 +6,36 @@ import difflib
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from untied import schedules
-from untied.algebra import Rule
 from untied.errors import UntiedError
+from untied.initial import angle_of
+from untied.lab import tasks
 from untied.lab.data import DataConfig
 from untied.lab.edges import INTEGER, bounded, load_yaml, shown
-from untied.lab.reading import from_mapping
-from untied.rules import KolenPollack, parse
+from untied.lab.reading import Rare, from_mapping
+from untied.lab.signs import FROZEN
+from untied.rule import Rule
+from untied.rules import parse
 from untied.schedules import Coefficient, value
 
 __all__ = [
     "PRESETS",
+    "TUNED",
     "CompareConfig",
     "DeviceConfig",
     "OptimizerConfig",
     "PhaseConfig",
     "TrainConfig",
+    "is_called",
     "label",
     "parse_entry",
+    "written_out",
 ]
 
 UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
@@ -42,32 +49,33 @@ class OptimizerConfig:
     """An optimizer and its learning rate over a run."""
 
     name: str = "SGD"
-    """Any class of torch.optim; or SWATS, if pytorch-optimizer is installed."""
+    """The optimizer: any class of torch.optim, or SWATS if pytorch-optimizer is installed."""
     lr: float = 0.1
-    """Learning rate at its highest."""
-    base_batch: int | None = None
+    """The learning rate at its highest."""
+    base_batch: Rare[int | None] = None
     """The batch size that lr is for: it is used times batch size / base_batch. Without one, lr is used as it is."""
     momentum: float = 0.9
-    """For optimizers that have it."""
+    """The momentum, for optimizers that have one."""
     weight_decay: float = 0.0
-    """Pulls kernels (not biases, not scales) to zero. Backward weights have their rule's decay instead."""
-    arguments: dict[str, Argument] = field(default_factory=dict)
-    """Further arguments of the optimizer, such as nesterov True, or betas 0.9,0.95."""
+    """How strongly forward kernels are pulled to zero. Biases and scales are not; backward weights have their rule's
+    decay."""
+    arguments: Rare[dict[str, Argument]] = field(default_factory=dict)
+    """Further arguments of the optimizer, such as nesterov=true, or betas=0.9,0.95."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """step divides by 10 after a third, two thirds and eight ninths of the run (30, 60, 80 of 90 epochs)."""
+    """How the learning rate changes. step divides it by 10 after a third, two thirds and eight ninths of the run."""
     warmup: float = 0.0
-    """Fraction of the run in which the learning rate rises linearly from 0."""
+    """The fraction of the run in which the learning rate rises linearly from 0."""
     clip: float | None = None
-    """Bound on this group's gradient, or none."""
-    clip_by: Literal["norm", "value"] = "norm"
-    """What clip bounds: the norm of the whole group's gradient, or each of its elements."""
-    noise: float = 0.0
-    """Standard deviation of the noise of each update; 0 adds none."""
-    noise_on: Literal["gradient", "variable"] = "gradient"
+    """The bound on this group's gradient; none if left out."""
+    clip_by: Rare[Literal["norm", "value"]] = "norm"
+    """Whether clip bounds the norm of the whole group's gradient or each of its elements."""
+    noise: Rare[float] = 0.0
+    """The standard deviation of noise on each update; 0 adds none."""
+    noise_on: Rare[Literal["gradient", "variable"]] = "gradient"
     """Where the noise goes: on the gradient (the paper, section 5), or, times the learning rate, on the variable after
     the update (the paper's reference code). The same under plain SGD alone."""
-    noise_kind: Literal["normal", "uniform"] = "normal"
-    """Its distribution."""
+    noise_kind: Rare[Literal["normal", "uniform"]] = "normal"
+    """The distribution of the noise."""
 
     def __post_init__(self) -> None:
         known = optimizer_names()
@@ -94,6 +102,11 @@ class OptimizerConfig:
                 raise UntiedError(f"arguments has {name}, which is a setting of its own: give {name} itself")
 
 
+def backward_default() -> OptimizerConfig:
+    """Of the backward weights: without momentum, with which B overshoots where it follows W within tens of steps."""
+    return OptimizerConfig(momentum=0.0)
+
+
 def optimizer_names() -> list[str]:
     """The names that ``OptimizerConfig`` takes."""
     ours = [
@@ -112,20 +125,29 @@ class PhaseConfig:
     """simultaneous: both in every step. alternating: one step of alignment alone, then task_steps of the task alone.
     mirror: mirror_epochs of alignment alone, then engaged_epochs of the task alone, as weight mirror has it."""
     delay: int = 0
-    """Epochs of alignment alone before everything else. They are not counted in epochs."""
-    task_steps: int = 1
-    """For alternating: task steps after each alignment step."""
-    mirror_epochs: int = 1
-    """For mirror: epochs of alignment alone in each cycle. They are counted in epochs."""
-    engaged_epochs: int = 1
-    """For mirror: epochs of the task alone in each cycle."""
-    task: str = "1"
-    """Weight of the task loss J: a number, or a schedule such as "linear(0, 1, stop=0.1)"."""
-    align: str = "1"
-    """Weight of the penalty R, likewise."""
+    """How many epochs of alignment alone come first. They are not counted in epochs."""
+    calibrate: int = 0
+    """How many noise measurements of W are averaged into B before the first step, as untied.mirror_ does: 16 leave an
+    angle of about 14 degrees. It takes no data."""
+    task_steps: Rare[int] = 1
+    """For kind alternating: how many task steps follow each alignment step."""
+    mirror_epochs: Rare[int] = 1
+    """For kind mirror: how many epochs of alignment alone each cycle has. They are counted in epochs."""
+    engaged_epochs: Rare[int] = 1
+    """For kind mirror: how many epochs of the task alone each cycle has."""
+    task: Rare[str] = "1"
+    """The weight of the task loss J: a number, or a schedule such as "linear(0, 1, stop=0.1)"."""
+    align: Rare[str] = "1"
+    """The weight of the penalty R: a number or a schedule."""
 
     def __post_init__(self) -> None:
-        for name, least in (("delay", 0), ("task_steps", 1), ("mirror_epochs", 1), ("engaged_epochs", 1)):
+        for name, least in (
+            ("delay", 0),
+            ("calibrate", 0),
+            ("task_steps", 1),
+            ("mirror_epochs", 1),
+            ("engaged_epochs", 1),
+        ):
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
             bounded(self, **{name: 10**9})
@@ -159,23 +181,23 @@ class DeviceConfig:
     """Where a run computes, and in which numbers."""
 
     accelerator: str = "auto"
-    """cpu, cuda, mps, tpu, or auto: the best there is."""
+    """The kind of device: cpu, cuda, mps, tpu, or auto for the best there is."""
     devices: int | None = None
-    """Processes on each machine, one for each device. By default one, or as many as torchrun has started."""
+    """The number of processes on each machine, one a device. By default one, or as many as torchrun has started."""
     nodes: int = 1
-    """Machines. Start the same command on each, with torchrun or srun."""
+    """The number of machines. Start the same command on each, with torchrun or srun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """For several processes: ddp (auto) copies the network to each, fsdp shards weights, gradients and optimizers."""
+    """How processes share the network: ddp (auto) copies it to each, fsdp shards weights, gradients and optimizers."""
     precision: Literal["32", "bf16", "16"] = "32"
-    """32; or mixed with bfloat16, or with float16 and loss scaling."""
-    tf32: bool = False
-    """Let float32 products round to TF32 on GPUs that have it."""
+    """The numbers: 32 bits; or mixed with bfloat16 (bf16), or with float16 and loss scaling (16)."""
+    tf32: Rare[bool] = False
+    """Whether float32 products round to TF32 on GPUs that have it."""
     compile: bool = False
-    """Compile the training pass (network, J and R) with torch.compile; evaluation is not compiled."""
-    channels_last: bool = False
-    """Keep convolutions' tensors with channels last, which many devices prefer."""
-    sync_batch_norm: bool = False
-    """Batch normalisation over the whole batch rather than over each process's part of it."""
+    """Whether torch.compile compiles the training pass (network, J and R). Evaluation is not compiled."""
+    channels_last: Rare[bool] = False
+    """Whether convolutions' tensors have channels last, which many devices prefer."""
+    sync_batch_norm: Rare[bool] = False
+    """Whether batch normalisation sees the whole batch rather than each process's part of it."""
 
     def __post_init__(self) -> None:
         bounded(self, devices=10**5, nodes=10**5)
@@ -189,54 +211,74 @@ class DeviceConfig:
 class TrainConfig:
     """Train one network with one learning rule."""
 
+    command: ClassVar[str] = "train"
+
     rule: str = "sa"
-    """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay", as it is written; untied rules lists
-    what there is. Its backward weights' optimizer is --backward."""
+    """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay", perhaps with its backward weights'
+    optimizer, as in "aa @ Adam(lr=0.003)", which else is --backward; or tuned:ia for the settings that we have tuned.
+    untied rules lists what there is."""
     model: str = "resnet18"
     """The network: mlp-256-128-tanh, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits"))
     """The data; --data NAME is short for --data.name NAME. data.batch_size counts the images of all processes."""
+    task: str = ""
+    """The task: classification, regression, multi-label, next-token, autoencoding, or your own as package.module:Task.
+    By default it is what the data are for."""
     epochs: int = 10
-    """Passes over the training images."""
+    """How many passes over the training data are made."""
     seed: int = 0
-    """Of initial weights, the order of images, augmentation and noise."""
-    init: Literal["like", "copy"] = "like"
-    """The backward weights' start: drawn like the forward weights, or a copy of them."""
+    """The seed of initial weights, the order of examples, augmentation and noise."""
+    init: str = "like"
+    """Where the backward weights start: like (drawn as the forward weights are), copy (of them), or "angle(30)", which
+    is so many degrees from the forward weight, and as long."""
     forward: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(weight_decay=1e-4, schedule="cosine", warmup=0.05)
     )
-    """Of the forward weights, and of the backward weights of Kolen-Pollack, whose convergence needs the same steps
-    and whose decay takes the place of the forward weight decay."""
-    backward: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Of the backward weights."""
+    """The optimizer of the forward weights. It also moves the backward weights of Kolen-Pollack, which have to take the
+    same steps, and whose decay takes the place of the forward weight decay."""
+    backward: OptimizerConfig = field(default_factory=backward_default)
+    """The optimizer of the backward weights."""
     phases: PhaseConfig = field(default_factory=PhaseConfig)
-    """When what is trained."""
-    label_smoothing: float = 0.0
-    """Of the task loss, cross-entropy."""
-    ema: float | None = None
-    """Decay, a step, of an exponential moving average of all weights, which is then what is evaluated."""
-    accumulate: int = 1
-    """Parts in which a batch is computed one after the other, to save memory."""
+    """When the task is trained and when the backward weights align."""
+    label_smoothing: Rare[float] = 0.0
+    """The label smoothing of cross-entropy, in classification."""
+    ema: Rare[float | None] = None
+    """The decay, in each step, of an exponential moving average of all weights, which is then what is evaluated."""
+    accumulate: Rare[int] = 1
+    """In how many parts a batch is computed, one after the other, to save memory."""
     devices: DeviceConfig = field(default_factory=DeviceConfig)
-    """Where it runs."""
-    angles: Literal["all", "weights"] = "all"
-    """What is measured of the alignment after each epoch: all, or weight angles and the whole gradient's angle."""
+    """Where the run computes."""
+    verify: bool = True
+    """Whether the network is looked at by number before the first step, as untied check does. It costs a few passes."""
+    angles: Rare[Literal["all", "weights"]] = "all"
+    """What is measured after each epoch: all angles, or weight angles and the whole gradient's angle."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """The split that is evaluated once, at the end. Tune on validation."""
-    checkpoint_minutes: float = 10.0
-    """Save everything after each epoch, and within an epoch whenever so many minutes have passed."""
+    """The split that is evaluated once, at the end. Choose settings on validation."""
+    checkpoint_minutes: Rare[float] = 10.0
+    """How many minutes pass between two checkpoints within an epoch. There is one after each epoch too."""
     tracker: Literal["none", "wandb", "mlflow"] = "none"
-    """Send the metrics to Weights & Biases or MLflow too, if installed."""
+    """Where metrics go besides the run folder: Weights & Biases or MLflow, if installed."""
     out: Path | None = None
-    """The run folder; runs/train-TIME by default."""
+    """The run folder. By default it is runs/train-TIME."""
     overwrite: bool = False
-    """Replace an earlier run in that folder."""
+    """Whether an earlier run in that folder is replaced."""
 
     def __post_init__(self) -> None:
+        if "@" in self.rule or TUNED in self.rule:  # read once, here: what follows has a rule and an optimizer
+            rule, backward = parse_entry(self.rule, self.backward)
+            if self.backward not in (backward, backward_default()):
+                raise UntiedError(
+                    f"rule {self.rule!r} brings its backward weights' optimizer, and backward says another: "
+                    "leave one out"
+                )
+            object.__setattr__(self, "rule", str(rule))
+            object.__setattr__(self, "backward", backward)
         bounded(self, epochs=10**9, seed=INTEGER, accumulate=10**9)
+        checked_init(self.init)
         for name, least in (("epochs", 1), ("seed", 0), ("accumulate", 1), ("checkpoint_minutes", 0)):
             if not getattr(self, name) >= least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        tasks.check_name(self.task)
         if not 0 <= self.label_smoothing < 1:
             raise UntiedError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -255,77 +297,145 @@ class TrainConfig:
             raise UntiedError(
                 "evaluate_on is validation but data.validation is 0: hold some images out, or use the test split"
             )
-        rule = parse(self.rule)
+        rule = self.parsed
         if rule.copies_gradient and self.phases.kind != "simultaneous":
             raise UntiedError(
                 f"rule is {self.rule} but phases.kind is {self.phases.kind}: Kolen-Pollack's backward weights move "
                 "with the forward ones, in every step; use simultaneous"
             )
+        if rule.forward_decay is not None and str(self.phases.align) not in ("1", "1.0"):
+            raise UntiedError(
+                f"rule is {self.rule} but phases.align is {self.phases.align}: its decay is W's weight decay "
+                "too, which no weight of R scales; leave it at 1"
+            )
         if max(value(weight("task", self.phases.task), at / 20) for at in range(21)) == 0:
             raise UntiedError(f"phases.task is {self.phases.task}: the task would never be trained; give it a weight")
+
+    @cached_property
+    def parsed(self) -> Rule:
+        """The rule as an object."""
+        return parse(self.rule)
 
 
 PRESETS = {
     "kp": "kp(decay=0.01)",
-    "wm": "wm(positions=mean)",
+    "wm": "wm(positions=mean, noise=normal) @ Adam(lr=0.01)",
     "ia": "ia(null=0.1, positions=mean, noise=normal) @ Adam(lr=0.02)",
     "sa": "sa @ SGD(lr=0.5, momentum=0)",
     "aa": "aa @ Adam(lr=0.04)",
+    "dfa": "dfa(kernel=position, scale=0.3)",
+    "sdfa": "sdfa(kernel=position, scale=0.0003)",
+    "drtp": "drtp(kernel=position, scale=0.003)",
+    "dkp": "dkp(copy=0.00001, decay=0.001, kernel=position, scale=0.3)",
+    "pfa": "pfa(decay=0.03)",
+    "ldfa": "ldfa(rank=4, decay=0.01)",
 }
-"""What a bare short name means in `CompareConfig.rules`: coefficients and the optimizer of the backward weights, tuned
-on the validation split of the default task by benchmarks/tune_digits.py, but for ``wm``: its settings are in that grid
-and not chosen from it. Other names mean themselves; ``aa()`` has coefficients of 1 and the default optimizer."""
+"""What ``tuned:NAME`` stands for: coefficients and the optimizer of the backward weights, chosen from the grids of
+benchmarks/tune_digits.py on the validation split of the default task. A bare name is exactly the rule, with
+coefficients of 1 and the default optimizer, as in the library."""
+
+TUNED = "tuned:"
+
+DEFINED = {name: f"{name}(kernel=position)" for name in ("dfa", "sdfa", "drtp", "dkp")}
+"""What a bare broadcast rule is in a comparison, which says so: the field has two definitions for convolutions."""
+
+
+def written_out(entry: str) -> str:
+    """An entry of ``rules`` with tuned settings in place of ``tuned:NAME``.
+
+    Raises:
+        UntiedError: no settings of this name were tuned.
+    """
+    entry = entry.strip()
+    if not entry.startswith(TUNED):
+        return entry
+    name = entry.removeprefix(TUNED).strip()
+    if name not in PRESETS:
+        raise UntiedError(
+            f"there are no tuned settings for {name!r}: tuned are {', '.join(PRESETS)}; or write the rule"
+        )
+    return PRESETS[name]
+
+
+def checked_init(given: str) -> None:
+    """Refuse a start that is none.
+
+    Raises:
+        UntiedError: it is neither like, nor copy, nor an angle.
+    """
+    if given not in ("like", "copy") and angle_of(given) is None:
+        raise UntiedError(f"init is {given!r}: possible are like, copy, and angle(30), 0 to 180 degrees from W")
 
 
 def label(entry: str) -> str:
-    """The short form of an entry of ``rules``: the name of a preset in place of its text."""
-    return next((name for name, text in PRESETS.items() if text == entry), entry)
+    """The short form of an entry of ``rules``: ``tuned:NAME`` in place of its text."""
+    short = {text: name for name, text in DEFINED.items()} | {t: TUNED + n for n, t in PRESETS.items() if t != n}
+    return short.get(entry, entry)
+
+
+def is_called(label_there: str, entry: str) -> bool:
+    """Whether a table's row is of this entry; tables of version 0.1 have no ``tuned:`` before the name."""
+    return label_there in (label(entry), label(entry).removeprefix(TUNED))
 
 
 @dataclass(frozen=True)
 class CompareConfig:
     """Train the same network from the same initial weights with each of several learning rules."""
 
-    rules: tuple[str, ...] = ("bp", "fa", "kp", "wm", "ia", "sa", "aa")
+    command: ClassVar[str] = "compare"
+
+    rules: tuple[str, ...] = (
+        "bp", "fa", "tuned:dfa", "tuned:kp", "tuned:wm", "tuned:ia", "tuned:sa", "tuned:aa", "mkp",
+    )  # fmt: skip
     """Learning rules, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay". A rule can bring its own optimizer for its
-    backward weights: "aa() @ Adam(lr=0.003)". untied rules lists what there is; bare names have tuned settings."""
+    backward weights: "aa @ Adam(lr=0.003)". tuned:ia has the settings that we have tuned. untied rules lists what there
+    is."""
     model: str = "resnet18-w8"
     """The network: mlp-256-128, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
+    task: str = ""
+    """The task: classification, regression, multi-label, next-token, autoencoding, or your own as package.module:Task.
+    By default it is what the data are for."""
     epochs: int = 7
-    """Passes over the training images."""
+    """How many passes over the training data are made."""
     seeds: int = 3
-    """How many times each rule is trained, each time from other weights and another order of the images."""
+    """How often each rule is trained, each time from other weights and with another order of the data."""
     first_seed: int = 0
-    """The first of them."""
+    """The first of these seeds."""
     delay: int = 0
-    """Epochs of alignment alone before the task begins; they are not counted in epochs."""
+    """How many epochs of alignment alone come before the task. They are not counted in epochs."""
     forward: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(weight_decay=1e-3, schedule="cosine", warmup=0.05, clip=5.0)
     )
-    """Of the forward weights, and of the backward weights of Kolen-Pollack, whose convergence needs the same steps
-    and whose decay takes the place of the forward weight decay."""
-    backward: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Of the backward weights."""
-    init: Literal["like", "copy"] = "like"
-    """The backward weights' start: drawn like the forward weights, or a copy of them."""
+    """The optimizer of the forward weights. It also moves the backward weights of Kolen-Pollack, which have to take the
+    same steps, and whose decay takes the place of the forward weight decay."""
+    backward: OptimizerConfig = field(default_factory=backward_default)
+    """The optimizer of the backward weights. Rules that bring an optimizer of their own keep it."""
+    init: str = "like"
+    """Where the backward weights start: like (drawn as the forward weights are), copy (of them), or "angle(30)", which
+    is so many degrees from the forward weight, and as long."""
+    verify: bool = True
+    """Whether the network is looked at by number before the first step, as untied check does. It costs a few passes."""
+    frozen: bool = True
+    """Whether the network with random, frozen hidden layers is trained too, as a baseline. Rules that are not above it
+    are marked."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """The split whose accuracy the table shows, at the end of each run. Tune on validation."""
+    """The split whose scores the table shows, at the end of each run. Choose settings on validation."""
     device: str = "cpu"
-    """Where to train: cpu, cuda, cuda:1, ..."""
+    """The device: cpu, cuda, cuda:1, ..."""
     precision: Literal["32", "bf16", "16"] = "32"
-    """32; or mixed with bfloat16, or with float16 and loss scaling."""
+    """The numbers: 32 bits; or mixed with bfloat16 (bf16), or with float16 and loss scaling (16)."""
     channels_last: bool = False
-    """Keep convolutions' tensors with channels last, which many devices prefer."""
+    """Whether convolutions' tensors have channels last, which many devices prefer."""
     workers: int = 2
-    """Runs at a time, each in a process of its own; 0 trains in this process."""
+    """How many runs are trained at a time, each in a process of its own. 0 trains in this process."""
     timing_steps: int = 12
-    """Interleaved steps by which each rule's cost is measured at the end; 0 leaves it out."""
+    """How many interleaved steps measure each rule's cost at the end. 0 leaves it out."""
     out: Path | None = None
-    """Folder for everything that is written; runs/compare-TIME by default."""
+    """The run folder. By default it is runs/compare-TIME."""
     overwrite: bool = False
-    """Replace an earlier run in that folder."""
+    """Whether an earlier run in that folder is replaced."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -333,27 +443,47 @@ class CompareConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        checked_init(self.init)
+        tasks.check_name(self.task)
         if not self.rules:
             raise UntiedError("no rules are given: name at least one, such as --rules bp sa")
         entries = self.entries
         twice = next((r for i, r in enumerate(self.rules) if entries[i] in entries[:i]), None)
         if twice is not None:
             raise UntiedError(f"rule {twice!r} is given twice: name each once, and set the number of runs with --seeds")
-        for entry in entries:
-            parse_entry(entry, self.backward)
+        assert self.entrants
+
+    @cached_property
+    def entrants(self) -> dict[str, tuple[Rule, OptimizerConfig]]:
+        """By entry, as ``entries`` has it: the rule, and its backward weights' optimizer."""
+        return {entry: parse_entry(entry, self.backward) for entry in self.entries}
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The rules with presets written out."""
-        return tuple(PRESETS.get(rule.strip(), rule.strip()) for rule in self.rules)
+        """The rules with presets written out, and the baseline."""
+        rules = tuple(DEFINED.get(rule.strip()) or written_out(rule) for rule in self.rules)
+        return (*rules, FROZEN) if self.frozen and FROZEN not in rules else rules
+
+    @property
+    def about_entries(self) -> list[str]:
+        """In words, what is done with entries that one might expect to be another thing."""
+        said = [
+            f"{name} has two definitions for convolutions: this is {DEFINED[name]}, the other is kernel=dense"
+            for name in map(str.strip, self.rules)
+            if name in DEFINED
+        ]
+        own = [rule for rule in self.rules if "@" in written_out(rule)]
+        if own and self.backward != backward_default():
+            said.append(f"backward is set, and {', '.join(own)} bring optimizers of their own, which they keep")
+        return said
 
     def run(self, entry: str, seed: int) -> TrainConfig:
         """One of the runs: an entry of ``rules``, a seed."""
-        rule, backward = parse_entry(entry, self.backward)
+        rule, backward = self.entrants.get(entry) or parse_entry(entry, self.backward)
         return TrainConfig(
-            rule=str(rule), model=self.model, data=self.data, epochs=self.epochs, seed=seed, init=self.init,
-            forward=self.forward, backward=backward, phases=PhaseConfig(delay=self.delay), angles="weights",
-            evaluate_on=self.evaluate_on,
+            rule=str(rule), model=self.model, data=self.data, task=self.task, epochs=self.epochs, seed=seed,
+            init=self.init, forward=self.forward, backward=backward, phases=PhaseConfig(delay=self.delay),
+            angles="weights", evaluate_on=self.evaluate_on,
             devices=DeviceConfig(precision=self.precision, channels_last=self.channels_last),
         )  # fmt: skip
 
@@ -373,14 +503,19 @@ def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerCo
     Raises:
         UntiedError: an unknown rule, optimizer or setting.
     """
+    text = written_out(text)
     match = _ENTRY.fullmatch(text)
     if match is None:
         raise UntiedError(
             f"cannot read {text!r}: write a rule, perhaps with its optimizer, as in 'aa @ Adam(lr=0.003)'"
         )
     rule = parse(match["rule"])
-    if isinstance(rule, KolenPollack) and any(map(callable, rule.combination.values())):
-        raise UntiedError(f"{text!r}: kp's decay is W's weight decay too, which has no schedule here: give a number")
+    if rule.forward_decay is not None and any(map(callable, rule.combination.values())):
+        raise UntiedError(
+            f"{text!r}: {rule.name}'s decay is W's weight decay too, which has no schedule here: give a number"
+        )
+    if rule.forward_decay is not None and "every" in rule.options:
+        raise UntiedError(f"{text!r}: {rule.name}'s decay is W's weight decay too, in every step: leave out every")
     if match["name"] is None:
         return rule, backward
     if not rule.aligns or rule.copies_gradient:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rich.console import Console
 
-__all__ = ["Stoppable", "ctrl_c_ignored", "interruptible", "say", "stopping"]
+__all__ = ["Stoppable", "ctrl_c_ignored", "interruptible", "say", "shows_bars", "stopping"]
 
 
 class Stoppable(Protocol):
@@ -20,8 +22,16 @@ class Stoppable(Protocol):
 
 
 def say(console: Console, line: str) -> None:
-    """One line, as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """One line, as it is. Where nobody reads any more, as after ``| head``, work goes on without lines."""
+    try:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    except SystemExit:  # Rich's answer; it writes to nowhere from now on
+        print("untied: nobody reads the output any more: going on without it", file=sys.stderr)
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether progress bars can be seen: on a terminal, and in a notebook that has ipywidgets, which rich needs."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 @contextmanager
@@ -40,14 +50,16 @@ def stopping(what: Stoppable) -> Iterator[list[int]]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, a cluster's way of saying stop, does what Ctrl-C does."""
+def interruptible() -> Iterator[list[int]]:
+    """SIGTERM, a cluster's way of saying stop, does what Ctrl-C does. Yields the exit code of the last one."""
+    codes = [128 + signal.SIGINT]
 
-    def stop(*_: object) -> None:
+    def stop(number: int, frame: object) -> None:
+        codes[0] = 128 + number
         raise KeyboardInterrupt
 
-    with _handled({signal.SIGTERM: stop}):
-        yield
+    with _handled({signal.SIGINT: stop, signal.SIGTERM: stop}):
+        yield codes
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from untied.lab import plots
+from untied.lab import plots, writers
 
 __all__ = [
     "CAPTIONS", "CONTROL", "HEADS", "NARROW", "PLAIN", "SUMMARY", "Case", "by_case", "cells", "markdown",
@@ -118,9 +118,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     text = ""
     for case, own in by_case(rows):
         shown = shown_columns(own)
-        lines = [[HEADS[key] for key in shown], [":--" if key == "rule" else "--:" for key in shown]]
-        lines += [[f"`{cells(row)[key]}`" if key == "rule" else cells(row)[key] for key in shown] for row in own]
-        text += f"**{case}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+        lines = [[f"`{cells(row)[key]}`" if key == "rule" else cells(row)[key] for key in shown] for row in own]
+        table = writers.markdown([HEADS[key] for key in shown], lines, [HEADS["rule"]])
+        text += f"**{case}**\n\n{table}\n"
     return text
 
 
@@ -135,7 +135,8 @@ SUMMARY = (
     "the range of its middle half. 'plain again' is a second copy of the plain network: what differs from 1 there is "
     "the machine's noise. Counted: floating-point operations of products, over the plain network's. + products and + "
     "the rest: where the additional time goes, in parts of a plain step, by PyTorch's profiler. Memory: tensors at "
-    "their highest, weights and optimizer state included."
+    "their highest, weights and optimizer state included. mkp is taken where its mirror rests; until then a step costs "
+    "what mkp(until=0) does."
 )
 CAPTIONS = {
     "cost": "A dot is a round, the bar the median, the diamond what is counted in multiplications. At 1: plain PyTorch."

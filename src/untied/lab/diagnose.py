@@ -10,16 +10,15 @@ import csv
 import io
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, cast
 
 import matplotlib
+import torch
 import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,22 +27,26 @@ import untied
 from untied.algebra import Alignment
 from untied.dynamics import time_constant
 from untied.errors import UntiedError
+from untied.lab import report, writers
 from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.console import say
 from untied.lab.data import DataConfig, Dataset
 from untied.lab.devices import single_device
-from untied.lab.loop import dataset, network, seed_step
+from untied.lab.fitting import check_fit
+from untied.lab.loop import dataset, network, seed_step, task_of
 from untied.lab.optim import Optimizers
 from untied.lab.plots import STYLE, logarithmic, save, weight_scatter
 from untied.lab.probe import Probe, probed, spread
-from untied.lab.record import RunFolder
+from untied.lab.reading import from_mapping
+from untied.lab.record import RunFolder, new_folder
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.metrics import angle
 from untied.primitives import amp, decay
+from untied.rule import Rule
 from untied.schedules import Coefficient, coefficient_text, multiply
 from untied.statistics import Statistic
 
-__all__ = ["DiagnoseConfig", "Diagnosis", "diagnose", "diagnosis", "suggestion"]
+__all__ = ["DiagnoseConfig", "Diagnosis", "again", "diagnose", "diagnosis", "suggestion"]
 
 SPAN = 2.0
 """B counts as stable where it rests within this factor of W's size."""
@@ -61,6 +64,8 @@ REGIMES = {
 class DiagnoseConfig:
     """Say of each layer whether its backward weights will diverge, stay or collapse under a rule; what to change."""
 
+    command: ClassVar[str] = "diagnose"
+
     model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
     """A network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
     rule: str | None = None
@@ -68,24 +73,26 @@ class DiagnoseConfig:
     that of the run."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
+    task: str = ""
+    """The task. By default it is what the data are for."""
     batches: int = 2
-    """Training batches that are run through the network."""
+    """How many training batches are run through the network."""
     examples: int = 32
-    """Images of each batch that each layer is probed with."""
+    """How many examples of each batch each layer is probed with."""
     steps: int = 0
-    """Then train for so many steps, and show what became of B."""
+    """For how many steps the network is then trained, to show what became of B."""
     seed: int = 0
-    """Of initial weights and the order of images."""
+    """The seed of initial weights and the order of the data."""
     forward: OptimizerConfig = field(default_factory=lambda: CompareConfig().forward)
-    """Of the forward weights, if there are steps."""
+    """The optimizer of the forward weights, if there are steps."""
     backward: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Of the backward weights."""
+    """The optimizer of the backward weights."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, ..."""
+    """The device: cpu, cuda, cuda:1, ..."""
     out: Path | None = None
-    """Where to write; runs/diagnose-TIME if left out."""
+    """The run folder. By default it is runs/diagnose-TIME."""
     overwrite: bool = False
-    """Replace what an earlier call has written there."""
+    """Whether what an earlier call has written there is replaced."""
 
     def __post_init__(self) -> None:
         for name, least in (("batches", 1), ("examples", 1), ("steps", 0), ("seed", 0)):
@@ -133,7 +140,7 @@ def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
     """
     console = console or Console()
     model, data, rule, config, backward = prepared(config)
-    out = config.out or Path("runs") / time.strftime("diagnose-%Y%m%d-%H%M%S")
+    out = config.out or new_folder("diagnose")
     folder = RunFolder.create(out, replace(config, out=out), overwrite=config.overwrite)
     images = [batch for batch, _ in itertools.islice(cycled(data), config.batches)]
     rows = [diagnosis(probe, backward) for probe in probed(model, images, config.examples)]
@@ -147,16 +154,57 @@ def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
         rows = [replace(r, measured_ratio=ratios[r.layer], measured_angle=angles[r.layer]) for r in rows]
         weights = {str(rule): model.state_dict()}
         save(weight_scatter(weights, [r.layer for r in three(rows, weights)]), folder.path / "figures", "scatter")
-    folder.write_json("results.json", [asdict(row) for row in rows])
-    folder.write_text("table.csv", csv_table(rows))
-    folder.write_text("table.md", markdown_table(rows))
-    save(picture(rows, rule, config.steps), folder.path / "figures", "diagnosis")
+    write(folder, config, rows, rule, backward)
     console.print(rich_table(rows))
     for line in (*in_words(rows, rule, backward), failure):
         if line:
             say(console, line)
     say(console, f"written to {folder.path}: table.md, table.csv, results.json, figures/")
     return 1 if failure else 0
+
+
+CAPTIONS = {
+    "diagnosis": "The size of each layer's backward weights over its forward weights where they come to rest, as "
+    "predicted from the layer's own data before training, and as measured after training steps, if there were any.",
+}
+
+
+def write(
+    folder: RunFolder, config: DiagnoseConfig, rows: Sequence[Diagnosis], rule: Alignment, backward: OptimizerConfig
+) -> None:
+    """Write results, tables, figure and page."""
+    folder.write_json("results.json", [asdict(row) for row in rows])
+    folder.write_text("table.csv", csv_table(rows))
+    folder.write_text("table.md", markdown_table(rows))
+    save(picture(rows, rule, config.steps), folder.path / "figures", "diagnosis")
+    heads, *lines = cells(rows)
+    table = [dict(zip(heads, line, strict=True)) for line in lines]
+    section = report.Section("Layers", "\n\n".join(in_words(rows, rule, backward)), rows=table)
+    title = f"{config.model} under {rule}: what each layer will do"
+    report.write_html(folder, rows=[], title=title, sections=[section], captions=CAPTIONS)
+
+
+def again(path: Path, console: Console | None = None) -> int:
+    """Write a folder's tables, figure and page again, from what it holds. Returns 0.
+
+    Raises:
+        UntiedError: its table.csv is not what ``diagnose`` wrote.
+    """
+    folder = RunFolder.open(path)
+    config = from_mapping(DiagnoseConfig, folder.config(), f"config of {path}")
+    rule, backward = parse_entry(str(config.rule), config.backward)
+    rule = cast(Alignment, rule)
+    types = {f.name: {"float": float, "int": int}.get(str(f.type), str) for f in fields(Diagnosis)}
+    try:  # not results.json: JSON has no infinity
+        lines = list(csv.DictReader(io.StringIO((path / "table.csv").read_text(encoding="utf-8"))))
+        rows = [Diagnosis(**{name: types[name](text) for name, text in line.items()}) for line in lines]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UntiedError(
+            f"{path / 'table.csv'} is missing or was changed ({error}): run untied diagnose again"
+        ) from error
+    write(folder, config, rows, rule, backward)
+    say(console or Console(), f"page    {path / 'index.html'}")
+    return 0
 
 
 def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, DiagnoseConfig, OptimizerConfig]:
@@ -169,10 +217,12 @@ def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, Dia
         model, data, run = load_run(Path(config.model), "last")
         if config.rule not in (None, run.rule):
             raise UntiedError(f"the run in {config.model} has the rule {run.rule}: leave --rule out")
-        config = replace(config, rule=run.rule, data=run.data, forward=run.forward, backward=run.backward)
+        config = replace(
+            config, rule=run.rule, data=run.data, task=run.task, forward=run.forward, backward=run.backward
+        )
     config = replace(config, rule=config.rule or "wm")
     rule, backward = parse_entry(str(config.rule), config.backward)
-    if not isinstance(rule, Alignment):
+    if rule.motion != "alignment" or not rule.route.like_weight:
         raise UntiedError(f"{rule} computes B from W at every step: there is nothing to diagnose; try wm")
     if rule.copies_gradient:
         raise UntiedError(
@@ -180,8 +230,15 @@ def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, Dia
         )
     if model is None:
         data = dataset(config.data, config.seed, config.device)
-        model = network(TrainConfig(rule=str(rule), model=config.model, data=config.data, seed=config.seed), data)
-    return model.to(config.device), data, rule, config, backward
+        check_fit(as_run(config, rule), data)
+        model = network(as_run(config, rule), data)
+    return model.to(config.device), data, cast(Alignment, rule), config, backward
+
+
+def as_run(config: DiagnoseConfig, rule: Rule) -> TrainConfig:
+    """The run whose network is looked at; of the folder of a run the model is another, and not asked for."""
+    model = "mlp" if Path(config.model).is_dir() else config.model
+    return TrainConfig(rule=str(rule), model=model, data=config.data, task=config.task, seed=config.seed)
 
 
 def cycled(data: Dataset) -> Any:
@@ -192,9 +249,11 @@ def cycled(data: Dataset) -> Any:
 def train(model: nn.Module, data: Dataset, rule: Alignment, config: DiagnoseConfig, backward: OptimizerConfig) -> None:
     """Train for ``config.steps`` steps."""
     optimizers = Optimizers(model, rule, config.forward, backward, config.steps)
-    objective = Objective(model).train()
-    for step, (images, labels) in enumerate(itertools.islice(cycled(data), config.steps)):
-        seed_step(images.device, config.seed, step, 0)
+    task = task_of(as_run(config, rule), data)
+    objective = Objective(model, task).train()
+    for step, batch in enumerate(itertools.islice(cycled(data), config.steps)):
+        images, labels = task.batch(batch)
+        seed_step(torch.device(config.device), config.seed, step, 0)
         training_step(objective, images, labels, optimizers, progress=step / config.steps, step=step)
 
 
@@ -298,29 +357,20 @@ def cell(value: Any) -> str:
 def rich_table(rows: Sequence[Diagnosis]) -> Table:
     """For a terminal of 80 columns."""
     heads, *lines = cells(rows, TERMINAL)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in heads:
-        words = "left" if head in WORDS else "right"
-        table.add_column(head.replace(" ", "\n", 1), justify=words, no_wrap=True, min_width=4)  # type: ignore[arg-type]
-    for line in lines:
-        table.add_row(*(c.removeprefix("decay=") for c in line))
-    return table
+    lines = [[c.removeprefix("decay=") for c in line] for line in lines]
+    titles = {head: head.replace(" ", "\n", 1) for head in heads}
+    return writers.terminal(heads, lines, WORDS, titles=titles, widths=dict.fromkeys(heads, 4))
 
 
 def markdown_table(rows: Sequence[Diagnosis]) -> str:
     """In GitHub's Markdown."""
     heads, *lines = cells(rows)
-    rule = [":--" if head in WORDS else "--:" for head in heads]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
+    return writers.markdown(heads, lines, WORDS)
 
 
 def csv_table(rows: Sequence[Diagnosis]) -> str:
     """In full precision."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(COLUMNS.values()), lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in rows)
-    return text.getvalue()
+    return writers.comma_separated(list(COLUMNS.values()), [asdict(row) for row in rows])
 
 
 COLOURS = {"diverging": "#D55E00", "stable": "#009E73", "collapsing": "#0072B2"}

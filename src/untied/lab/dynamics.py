@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import matplotlib
 import numpy as np
@@ -23,10 +20,12 @@ from rich.console import Console
 
 from untied.dynamics import REGIMES, ScalarDynamics, scalar, time_constant
 from untied.errors import UntiedError
+from untied.lab import report, writers
 from untied.lab.plots import STYLE, save
-from untied.lab.record import RunFolder, plain
+from untied.lab.reading import from_mapping
+from untied.lab.record import RunFolder, new_folder, plain
 
-__all__ = ["WEIGHT_MIRROR", "DynamicsConfig", "dynamics", "phase_portraits", "summary"]
+__all__ = ["WEIGHT_MIRROR", "DynamicsConfig", "again", "dynamics", "phase_portraits", "summary"]
 
 WEIGHT_MIRROR = ("wm(decay=0.5)", "wm", "wm(decay=2)")
 """Too little decay, balanced, too much, at x = 1. The paper does not give its panels' decay; these are ours."""
@@ -38,6 +37,8 @@ class DynamicsConfig:
 
     Without rules: weight mirror with too little, balanced and too much decay (paper, Fig. 2a-c).
     """
+
+    command: ClassVar[str] = "dynamics"
 
     rules: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Such as "wm(amp=1, decay=0.5)" sa: a panel each."""
@@ -68,16 +69,41 @@ def dynamics(config: DynamicsConfig, console: Console | None = None) -> int:
     found = [scalar(rule, config.x) for rule in rules]
     rows = [summary(d, config.lr, config.momentum) for d in found]
     extent = config.extent or _extent(found)
-    out = config.out or Path("runs") / time.strftime("dynamics-%Y%m%d-%H%M%S")
+    out = config.out or new_folder("dynamics")
     folder = RunFolder.create(out, replace(config, rules=rules, out=out), overwrite=config.overwrite)
-    folder.write_json("results.json", rows)
-    folder.write_text("flow.csv", _flow_table(found, extent))
-    save(phase_portraits(found, extent), folder.path / "figures", "phase_portraits")
+    write(folder, found, rows, extent)
     if not config.rules:
         _say(console, "no rules given: weight mirror with too little, balanced and too much decay (paper, Fig. 2a-c)")
     for row in rows:
         _say(console, _in_words(row))
     _say(console, f"written to {folder.path}: figures/phase_portraits.png and .svg, results.json, flow.csv")
+    return 0
+
+
+CAPTIONS = {
+    "phase_portraits": "The flow of a forward weight w and a backward weight b under each rule: direction (arrows), "
+    "speed (colour), where w and b rest, fixed points and eigenvectors, as in Fig. 2a-c of the paper."
+}
+
+
+def write(folder: RunFolder, found: Sequence[ScalarDynamics], rows: list[dict[str, Any]], extent: float) -> None:
+    """Write figure, table of the flow, results and page."""
+    folder.write_json("results.json", rows)
+    folder.write_text("flow.csv", _flow_table(found, extent))
+    save(phase_portraits(found, extent), folder.path / "figures", "phase_portraits")
+    table = [{"rule": row["rule"], "x": row["x"], "regime": row["regime"], "in words": _in_words(row)} for row in rows]
+    section = report.Section("Where each rule leads", rows=table)
+    report.write_html(folder, rows=[], title="Dynamics of rules", sections=[section], captions=CAPTIONS)
+
+
+def again(path: Path, console: Console | None = None) -> int:
+    """Write a folder's figure, table and page again, from its configuration. Returns 0."""
+    folder = RunFolder.open(path)
+    config = from_mapping(DynamicsConfig, folder.config(), f"config of {path}")
+    found = [scalar(rule, config.x) for rule in config.rules]
+    rows = [summary(d, config.lr, config.momentum) for d in found]
+    write(folder, found, rows, config.extent or _extent(found))
+    _say(console or Console(), f"page    {path / 'index.html'}")
     return 0
 
 
@@ -237,14 +263,12 @@ def _legend(found: Sequence[ScalarDynamics]) -> list[Line2D]:
 
 def _flow_table(found: Sequence[ScalarDynamics], extent: float) -> str:
     """CSV: the flow on a grid of 21 × 21 points for each rule."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rule", "x", "w", "b", "dw_dt", "db_dt"])
+    lines: list[list[Any]] = []
     w, b = _mesh(extent, 21)
     for d in found:
         columns = (t.flatten().tolist() for t in (w, b, *d.flow(w, b)))
-        table.writerows([str(d.rule), d.x, *values] for values in zip(*columns, strict=True))
-    return text.getvalue()
+        lines += [[str(d.rule), d.x, *values] for values in zip(*columns, strict=True)]
+    return writers.comma_separated(["rule", "x", "w", "b", "dw_dt", "db_dt"], lines)
 
 
 def _in_words(row: dict[str, Any]) -> str:

@@ -39,7 +39,6 @@ ARCHIVE_FREE = 256 * 2**20  # so much may be packed as tightly as one likes, as 
 MEMBERS = 1000
 
 Count = Annotated[int, Field(strict=True, ge=0, le=INTEGER)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -53,7 +52,7 @@ class PositionHeader(Strict):
 
     step: Count = 0
     lines: Count = 0
-    best: tuple[Share, Count] | None = None
+    best: tuple[Annotated[float, Field(allow_inf_nan=False)], Count] | None = None
     identity: dict[str, Any] = {}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,8 +18,9 @@ import torch
 
 import untied
 
-__all__ = ["environment"]
+__all__ = ["environment", "same_threads"]
 
+MOST_THREADS = 1024  # far beyond it the runtime of threads crashes
 PACKAGES = (
     "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "safetensors", "pydantic", "tyro", "timm",
 )  # fmt: skip
@@ -42,6 +45,28 @@ def environment() -> dict[str, Any]:
             "cuda": torch.version.cuda if gpus else None,
         },
     }
+
+
+@contextmanager
+def same_threads(file: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """With as many CPU threads as the run has begun with: the order in which they add changes the last bits.
+
+    Args:
+        file: the run's environment.json; nothing changes where there is none yet. say: for a line, if they differ.
+    """
+    before = threads = torch.get_num_threads()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(file.read_text(encoding="utf-8"))["machine"]["threads"]
+        threads = found if isinstance(found, int) and 0 < found <= MOST_THREADS else threads
+    if threads == before:
+        yield
+        return
+    say(f"with {threads} CPU threads, as it began, not {before}: another number would change the last bits")
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache  # what this process has imported stays the same

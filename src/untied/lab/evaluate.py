@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab import checkpoint
+from untied.lab import checkpoint, writers
 from untied.lab.config import TrainConfig
 from untied.lab.console import say
-from untied.lab.data import Dataset, Loader
+from untied.lab.data import Dataset
 from untied.lab.devices import fabric_of, prepared
-from untied.lab.loop import alignment, dataset, evaluate, identity, network, same_run
+from untied.lab.loop import alignment, dataset, evaluate, identity, network, same_run, task_of
 from untied.lab.record import write_tensors
 from untied.lab.train import open_run
 
@@ -76,48 +75,44 @@ def evaluate_run(
     fabric.launch()
     model, _, _ = load_run(path, which, config)
     data = dataset(config.data, config.seed, str(fabric.device))
-    loader = still(data) if split == "train" else getattr(data, split)
+    loader = data.train.still(data.test) if split == "train" else getattr(data, split)
     if not loader.size:
         raise UntiedError(f"the run's {split} split has no images (data.validation is {config.data.validation:g})")
     model = prepared(model, one, fabric).to(fabric.device)
-    scores = evaluate(model, loader, fabric)
+    task = task_of(config, data)
+    scores = evaluate(model, loader, task, fabric)
     angles = alignment(model, data, fabric, dataclasses.replace(config, angles="all"))
     result: dict[str, Any] = {
         "checkpoint": which, "split": split, "images": loader.size - len(loader.damaged),
-        "damaged": len(loader.damaged), **dataclasses.asdict(scores), **angles,
+        "damaged": len(loader.damaged), **scores.metrics, "loss": scores.loss, **angles,
     }  # fmt: skip
     file = folder.write_json(f"evaluation-{split}-{which}.json", result)
-    say(console, f"{config.model}, {config.rule}: {which} checkpoint on {result['images']:,} {split} images")
-    say(console, f"top-1 {100 * scores.top1:.2f} %   top-5 {100 * scores.top5:.2f} %   loss {scores.loss:.4f}")
+    say(console, f"{config.model}, {config.rule}: {which} checkpoint on {result['images']:,} {split} examples")
+    shown = [f"{m.title} {m.shown(scores.metrics[m.name])} {m.unit}".rstrip() for m in task.metrics]
+    say(console, "   ".join([*shown, f"loss {scores.loss:.4f}"]))
     console.print(layers_table(angles))
     say(console, f"written to {file}")
     return 0
-
-
-def still(data: Dataset) -> Loader:
-    """All training images in their stored order, prepared as test images are."""
-    loader = copy.copy(data.test)
-    for name, value in vars(data.train).items():
-        if name not in ("transform", "reach", "mirror", "batch_size", "seed", "damaged"):
-            setattr(loader, name, value)
-    loader.damaged = {}
-    return loader
 
 
 def layers_table(angles: dict[str, Any]) -> Table:
     """Angles in degrees and norm ratios, a row a layer."""
     columns = {
         "weight °": "weight_angle", "projection °": "projection_angle", "local gradient °": "local_gradient_angle",
-        "gradient °": "layer_gradient_angle", "‖B‖/‖W‖": "norm_ratio",
+        "gradient °": "layer_gradient_angle", "‖B‖/‖W‖": "norm_ratio", "‖gradient‖": "gradient_norm",
+        "growth": "growth",
     }  # fmt: skip
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", no_wrap=True)
-    for name in columns:
-        table.add_column(name.replace(" gradient", "\ngradient"), justify="right")
+    lines = []
     for layer in angles["weight_angle"]:
-        table.add_row(layer, *(f"{angles[key][layer]:.2f}" for key in columns.values()))
-    table.add_row("whole network", "", "", "", f"{angles['gradient_angle']:.2f}", "")
-    return table
+        numbers = ((angles[key][layer], FORMS.get(key, ".1f")) for key in columns.values())
+        lines.append([layer, *("–" if math.isnan(v) else f"{v:{form}}" for v, form in numbers)])
+    lines.append(["whole network", "", "", "", f"{angles['gradient_angle']:.1f}", "", "", ""])
+    titles = {"weight °": "weight\n°", "projection °": "proj.\n°", "local gradient °": "local\ngrad. °",
+              "gradient °": "grad.\n°", "‖gradient‖": "‖grad.‖"}  # fmt: skip
+    return writers.terminal(["layer", *columns], lines, ["layer"], titles=titles, wrapped=["layer"])
+
+
+FORMS = {"gradient_norm": ".0e", "norm_ratio": ".2f", "growth": ".2f"}
 
 
 def export(path: Path, out: Path, which: Which = "last", console: Console | None = None) -> int:
@@ -133,7 +128,7 @@ def export(path: Path, out: Path, which: Which = "last", console: Console | None
     state = untied.tie_(model).state_dict()
     about = {"model": config.model, "rule": config.rule, "checkpoint": which, "format": "pt"}
     write_tensors(out, state, about)
-    say(console, f"{out}: {len(state)} tensors of {config.model}, for {len(data.classes)} classes")
+    say(console, f"{out}: {len(state)} tensors of {config.model}, for {data.outputs} outputs")
     stock = stock_model(config.model, state)
     if stock:
         say(console, "load it with:  "

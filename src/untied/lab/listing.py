@@ -1,22 +1,27 @@
-"""`untied rules`: Tables 1 and 2 of the paper, printed from the code."""
+"""`untied rules`: Tables 1 and 2 of the paper, printed from the code; `untied list`: all that can be named."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from untied.algebra import OPTIONS
-from untied.lab.config import PRESETS
+from untied.lab import models, own, tasks
+from untied.lab.config import PRESETS, TUNED
+from untied.lab.data.config import DataName
+from untied.lab.signs import FROZEN
 from untied.primitives import PRIMITIVES
-from untied.rules import taxonomy
+from untied.rules import NAMED, taxonomy
 from untied.statistics import STATISTICS
 
-__all__ = ["print_rules"]
+__all__ = ["moves", "print_all", "print_rules"]
 
 HOW_TO = """\
+What is sent to a layer: g, the error at its output; e, the error of the network's output, or sign(e); t, the target.
 A rule is a name, perhaps with coefficients and options, or a sum of primitives:
   sa
   ia(amp=1, null=2, fraction=1/8)
@@ -25,12 +30,23 @@ A rule is a name, perhaps with coefficients and options, or a sum of primitives:
 Options: {options}.
 Coefficients change over training, linear(0, 1, stop=0.1), or are measured in each layer, for decay alone:
   wm(decay=balanced)     amp + 0.5*power*decay     {statistics}
-untied compare also takes the optimizer of the backward weights, and gives bare names settings tuned on digits:
-  aa() @ Adam(lr=0.003, schedule=cosine)
+Commands that train take the optimizer of the backward weights with the rule, and settings tuned on digits by name:
+  aa @ Adam(lr=0.003, schedule=cosine)
 {presets}"""
 
 
+MOVES = {
+    "transport": "a function of W", "alignment": "nothing", "estimate": "measurements of W", FROZEN: "nothing",
+    "mkp": "W's updates, measurements of W",
+}  # fmt: skip
+"""What moves B, by the rule's name or its motion, where no primitive does."""
 LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+
+
+def moves(row: Mapping[str, Any]) -> str:
+    """What moves B under a rule, a row of `untied.rules.taxonomy`, in a word or two."""
+    kind = str(row["kind"])
+    return " + ".join(row["primitives"]) or MOVES.get(str(row["name"]), MOVES.get(kind, kind))
 
 
 def print_rules(console: Console | None = None) -> None:
@@ -50,15 +66,39 @@ def print_rules(console: Console | None = None) -> None:
         )
     console.print(primitives)
     rules = Table(
-        "rule", *PRIMITIVES, "local", "cost", "",
-        title="Rules (Table 2; cost in multiplications over backprop's)", **LOOK,
+        "rule", "sends", "B moves by", "local", "cost", "",
+        title="Rules (Table 2, and around it; cost in multiplications over backprop's)", **LOOK,
     )  # fmt: skip
     for row in taxonomy():
-        used = row["primitives"]
-        assert isinstance(used, list)
-        has = ["✓" if p in used else "" for p in PRIMITIVES]
-        rules.add_row(str(row["name"]), *has, "yes" if row["local"] else "no", f"{row['cost']:.2f}", str(row["rule"]))
+        local, cost = "yes" if row["local"] else "no", f"{row['cost']:.2f}"
+        rules.add_row(str(row["name"]), str(row["sends"]).partition(",")[0], moves(row), local, cost, str(row["title"]))
     console.print(rules)
-    presets = "\n".join(f"  {name:<4}{text}" for name, text in PRESETS.items())
+    presets = "\n".join(f"  {TUNED + name:<11}{text}" for name, text in PRESETS.items())
     how_to = HOW_TO.format(options=", ".join(OPTIONS), statistics=", ".join(STATISTICS), presets=presets)
     console.print(how_to, markup=False, highlight=False)
+
+
+def known() -> dict[str, list[str]]:
+    """Everything that a command takes by name, by the option that takes it."""
+    return {
+        "--rule": [*NAMED, "any sum of primitives, such as 'amp + 0.5*decay'"],
+        "--model": [*models.names(), "mlp-WIDTH-..., resnetDEPTH-wWIDTH", "torchvision:NAME", "timm:NAME"],
+        "--data": [*get_args(DataName)],
+        "--task": [*tasks.TASKS],
+    }
+
+
+def print_all(console: Console | None = None) -> None:
+    """Print what every option takes by name: ours, what installed packages offer, and how one's own is named."""
+    console = console or Console()
+    kinds = {"--rule": "rule", "--model": "model", "--data": "data", "--task": "task"}
+    for option, names in known().items():
+        console.print(f"[bold]{option}[/bold]  {', '.join(names)}", highlight=False)
+        for name, point in own.offered(kinds[option]).items():
+            package = point.dist.name if point.dist is not None else "?"
+            console.print(f"    {name}  from {package} ({point.value})", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        "Your own: --model package.module:Net or path/to/nets.py:Net, and likewise --data, --task; "
+        "rules by untied.register_rule. Packages offer theirs as entry points: " + ", ".join(own.GROUPS.values()) + ".",
+        markup=False, highlight=False,
+    )  # fmt: skip

@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import untied
-from untied.algebra import Rule
 from untied.errors import UntiedError
-from untied.lab import checkpoint
+from untied.lab import checkpoint, tasks
 from untied.lab.checkpoint import Position
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, Dataset, Loader, load
@@ -36,10 +36,14 @@ from untied.lab.edges import shown
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan
+from untied.lab.signs import freeze, looks, trained_as
 from untied.lab.step import NotFinite, Objective, training_step
-from untied.rules import parse
+from untied.lab.tasks import Task
+from untied.lab.tasks.trees import channels_last, first, size, to
+from untied.rule import Rule
 
-__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "read_last", "same_run", "train"]
+__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "plain_network",
+           "read_last", "same_run", "task_of", "train"]  # fmt: skip
 
 Report = Callable[[dict[str, Any]], None]
 CHECK_EVERY = 25  # steps between two looks at a device that computes on its own
@@ -56,26 +60,60 @@ def dataset(config: DataConfig, seed: int, device: str) -> Dataset:
     return load(config, seed=seed, device=device)
 
 
+def task_of(config: TrainConfig, data: Dataset) -> Task:
+    """What a run trains for: the task that is named, or the data's own.
+
+    Raises:
+        UntiedError: there is no such task.
+    """
+    return tasks.make(config.task, data, config.label_smoothing)
+
+
+def plain_network(config: TrainConfig, data: Dataset) -> nn.Module:
+    """The network as PyTorch has it, with the weights that every rule starts from.
+
+    Raises:
+        UntiedError: the model does not fit the data.
+    """
+    torch.manual_seed(config.seed)
+    outputs = task_of(config, data).outputs(data)
+    return build(config.model, input_shape=data.input_shape, classes=outputs, vocabulary=data.vocabulary)
+
+
 def network(config: TrainConfig, data: Dataset) -> nn.Module:
     """The untied network: for one seed, W and B start the same under every rule.
 
     Raises:
         UntiedError: the model does not fit the data, or cannot be untied.
     """
-    torch.manual_seed(config.seed)
-    model = build(config.model, input_shape=data.input_shape, classes=len(data.classes))
-    torch.manual_seed(config.seed)  # the magnitudes of sign symmetry
-    start = torch.Generator().manual_seed(config.seed + 1_000_003) if config.init == "like" else config.init
-    untied.untie_(model, parse(config.rule), init=start)
+    model = plain_network(config, data)
+    apart = config.seed + 1_000_003  # B is not to be drawn from the numbers that W was drawn from
+    drawn_like = config.init == "like" and not config.parsed.route.broadcasts
+    torch.manual_seed(config.seed if drawn_like else apart)  # magnitudes of sign symmetry; or B: broadcast, at an angle
+    start = torch.Generator().manual_seed(apart) if drawn_like else config.init
+    untied.untie_(model, trained_as(config.parsed), init=start)
+    if any(is_lazy(p) for p in model.parameters()):  # a B that takes its size from its layer's input
+        inputs, _ = task_of(config, data).batch(next(iter(data.train.epoch(0))))
+        sized(model, to(first(inputs, 1), "cpu"))
+    freeze(model, config.parsed)
+    if config.phases.calibrate:
+        with torch.random.fork_rng(devices=[]):  # what the run draws later is the same without it
+            untied.mirror_(model, batches=config.phases.calibrate)
     return model
+
+
+def sized(model: nn.Module, inputs: Any) -> nn.Module:
+    """The model, called once without training, so that every B has its size (`untied.broadcast`)."""
+    with torch.no_grad():
+        model.eval()(inputs)
+    return model.train()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a split: top-1 and top-5 accuracy, 0 to 1, and mean loss."""
+    """Of a split: the task's metrics by name, and mean loss."""
 
-    top1: float
-    top5: float
+    metrics: dict[str, float]
     loss: float
 
 
@@ -89,7 +127,8 @@ class Run:
 
     Attributes:
         images: trained on so far in this process, and elapsed: the seconds it took, for a display.
-        last: J, R, top-1 of the epoch so far in this process, for a display. tick: called when they are new.
+        last: J, R and the task's first metric of the epoch so far in this process, for a display.
+        tick: called when they are new.
         stop: set it to end the run after its current step.
     """
 
@@ -98,10 +137,11 @@ class Run:
         self.fabric = fabric = fabric or single_device()
         self.folder = folder
         self.data = dataset(config.data, config.seed, str(fabric.device))
-        self.rule: Rule = parse(config.rule)
+        self.rule: Rule = config.parsed
         self.plan = Plan(config.phases, self.rule, config.epochs, len(self.data.train))
         self.model = prepared(network(config, self.data), config.devices, fabric)
-        objective = Objective(self.model, config.label_smoothing)
+        self.task = task_of(config, self.data)
+        objective = Objective(self.model, self.task)
         if config.devices.compile:
             objective.compile()
         self.objective = fabric.setup_module(objective)
@@ -114,7 +154,7 @@ class Run:
         )
         self.position = Position(identity=identity(config, self.data))
         wide = torch.float32 if fabric.device.type == "mps" else torch.float64
-        self.sums = torch.zeros(5, dtype=wide, device=fabric.device)  # J, R, right, right among five, images
+        self.sums = torch.zeros(3 + self.task.width, dtype=wide, device=fabric.device)  # J, R, the tally, examples
         self.tick: Callable[[], None] = lambda: None
         self.stop = False
         self.images, self.elapsed, self.last = 0, 0.0, (math.nan, math.nan, math.nan)
@@ -129,7 +169,7 @@ class Run:
             report: called after every epoch with that epoch's metrics.
 
         Returns:
-            The result: accuracy on ``config.evaluate_on``, and final angles.
+            The result: the task's metrics on ``config.evaluate_on``, and final angles.
 
         Raises:
             NotFinite: the loss stopped being a number; names layer and step.
@@ -142,7 +182,7 @@ class Run:
                 continue
             self.epoch(number, self.position.step - index * self.plan.length)
             metrics = self.measure(number)
-            best = self.note_best(number, metrics.get("validation_accuracy"))
+            best = self.note_best(number, metrics.get(f"validation_{self.task.metrics[0].name}"))
             self.position.lines += 1
             report(metrics)
             self.sums.zero_()
@@ -159,11 +199,11 @@ class Run:
         share = (fabric.global_rank, fabric.world_size)
         self.objective.train()
         batches = self.data.train.epoch(plan.order(number), start=start, share=share)
-        for step, (images, labels) in zip(plan.of_epoch(number, start), batches, strict=True):
+        for step, (images, labels) in zip(plan.of_epoch(number, start), map(self.task.batch, batches), strict=True):
             before = time.perf_counter()
             look = fabric.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0
             if config.devices.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = channels_last(images)
             seed_step(fabric.device, config.seed, step, fabric.global_rank)
             try:
                 done = training_step(
@@ -179,7 +219,7 @@ class Run:
                 self.average.update_parameters(self.model)
             self.count(done.task, done.penalty, done.logits, labels)
             self.position.step = step + 1
-            self.images += len(images) * fabric.world_size
+            self.images += size(images) * fabric.world_size
             self.elapsed += time.perf_counter() - before
             if look:
                 self.look()
@@ -194,15 +234,16 @@ class Run:
         seed_step(self.fabric.device, self.config.seed, self.position.step, own, update=True)
         self.mover.step()
 
-    def count(self, J: Tensor, R: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def count(self, J: Tensor, R: Tensor, logits: Tensor, labels: Any) -> None:
         """Add a step to the sums of its epoch."""
-        n = len(labels)
-        self.sums += torch.stack([J * n, R * n, *hits(logits, labels), J.new_tensor(n)]).to(self.sums)
+        n = size(labels)
+        tally = self.task.tally(logits, labels).to(self.sums)
+        self.sums += torch.cat([torch.stack([J * n, R * n]).to(self.sums), tally, self.sums.new_tensor([n])])
 
     def look(self) -> None:
         """Between two steps: save if it is time, stop if asked to; all processes together."""
-        total = self.sums.tolist()
-        self.last = tuple(total[i] / max(total[4], 1) for i in (0, 1, 2))
+        J, R, *tally, count = self.sums.tolist()
+        self.last = (J / count, R / count, next(iter(self.task.scores(tally, count).values())))
         self.tick()
         late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
         stop, late = agree(self.fabric, self.stop, late and self.folder is not None)
@@ -242,7 +283,7 @@ class Run:
         """The metrics of an epoch that has ended."""
         fabric, config = self.fabric, self.config
         broadcast_buffers(fabric, self.model)
-        J, R, right, right5, count = summed(fabric, self.sums).tolist()
+        J, R, *tally, count = summed(fabric, self.sums).tolist()
         metrics: dict[str, Any] = {
             "rule": config.rule,
             "seed": config.seed,
@@ -250,40 +291,46 @@ class Run:
             "step": self.position.step,
         }
         metrics |= {"train_loss": J / count, "penalty": R / count}
-        metrics |= {"train_accuracy": right / count, "train_top5": right5 / count}
+        metrics |= {f"train_{name}": score for name, score in self.task.scores(tally, count).items()}
         with unsharded(self.objective):
             if self.data.validation.size:
-                scores = evaluate(self.evaluated, self.data.validation, fabric, self.pause)
-                metrics |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1,
-                            "validation_top5": scores.top5}  # fmt: skip
+                scores = evaluate(self.evaluated, self.data.validation, self.task, fabric, self.pause)
+                metrics |= {"validation_loss": scores.loss}
+                metrics |= {f"validation_{name}": score for name, score in scores.metrics.items()}
             metrics |= alignment(self.model, self.data, fabric, config)
         return metrics
 
-    def note_best(self, number: int, accuracy: float | None) -> bool:
+    def note_best(self, number: int, score: float | None) -> bool:
         """Whether this is the best epoch so far on validation."""
-        if accuracy is None or (self.position.best is not None and accuracy <= self.position.best[0]):
+        best = self.position.best
+        if score is None or not math.isfinite(score):
             return False
-        self.position.best = (accuracy, number)
+        if best is not None and not self.task.metrics[0].better(score, best[0]):
+            return False
+        self.position.best = (score, number)
         return True
 
     def result(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """What the run ends with."""
         split = self.data.test if self.config.evaluate_on == "test" else self.data.validation
         with unsharded(self.objective):
-            scores = evaluate(self.evaluated, split, self.fabric, self.pause)
+            scores = evaluate(self.evaluated, split, self.task, self.fabric, self.pause)
             if not metrics:  # every epoch was done before; only this is left
                 metrics = alignment(self.model, self.data, self.fabric, self.config)
+            found = looks(self.model, losses(self.model, self.data, self.fabric, self.config, LOOKS))
         angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
         best = self.position.best
         return {
             "split": self.config.evaluate_on,
-            "accuracy": scores.top1,
-            "top5": scores.top5,
+            **scores.metrics,
             "loss": scores.loss,
-            "best_validation_accuracy": None if best is None else best[0],
+            "metrics": [dataclasses.asdict(metric) for metric in self.task.metrics],
+            f"best_validation_{self.task.metrics[0].name}": None if best is None else best[0],
             "best_epoch": None if best is None else best[1],
             "weight_angle": sum(angles) / len(angles) if angles else None,
             "gradient_angle": metrics["gradient_angle"],
+            **found,
+            "chance": self.task.chance(self.data),
             "damaged": len(split.damaged) or None,
         }
 
@@ -356,7 +403,7 @@ def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-FREE = ("out", "overwrite", "tracker", "checkpoint_minutes", "data.root", "data.workers", "data.download",
+FREE = ("out", "overwrite", "tracker", "verify", "checkpoint_minutes", "data.root", "data.workers", "data.download",
         "devices.accelerator", "devices.devices", "devices.nodes")  # fmt: skip
 """Settings that say where a run is and how it is watched: it may go on with others. The number of processes is asked
 for by itself."""
@@ -438,14 +485,12 @@ def seed_step(device: torch.device, seed: int, step: int, rank: int, update: boo
         torch.manual_seed(int(words[0] >> np.uint64(1)))
 
 
-def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How many labels are the first guess, and among the first five (or all classes, if fewer)."""
-    right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return right[:, 0].sum(), right.sum()
-
-
 def evaluate(
-    model: nn.Module, loader: Loader, fabric: Fabric | None = None, between: Callable[[], None] = lambda: None
+    model: nn.Module,
+    loader: Loader,
+    task: Task,
+    fabric: Fabric | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score a split, in evaluation mode, each process its part. Images that cannot be read do not count.
 
@@ -454,41 +499,73 @@ def evaluate(
     rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     precision = nullcontext() if fabric is None else fabric.autocast()
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = torch.zeros(2 + task.width, dtype=torch.float64)
     with torch.no_grad(), precision:
-        for images, labels in loader.epoch(0, share=(rank, world)):
+        for images, labels in map(task.batch, loader.epoch(0, share=(rank, world))):
             between()
-            logits = model(images).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([*hits(logits, labels), loss, loss.new_tensor(len(labels))]).cpu()
+            outputs, n = model(images).float(), size(labels)
+            loss = task.loss(outputs, labels).double().cpu()
+            sums += torch.cat([task.tally(outputs, labels).double().cpu(), torch.stack([loss * n, loss.new_tensor(n)])])
     if fabric is not None:
         sums = summed(fabric, sums.to(fabric.device))
-    right, right5, loss, count = sums.tolist()
+    *tally, loss, count = sums.tolist()
     if not count:
         raise UntiedError("the split that is to be evaluated has no images")
-    return Scores(right / count, right5 / count, loss / count)
+    return Scores(task.scores(tally, count), loss / count)
+
+
+Look = tuple[Callable[[], Tensor], Tensor | None]
+LOOKS = 4
+"""Batches over which the gradient angle is looked at in the end."""
+
+
+def losses(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig, count: int) -> list[Look]:
+    """The task's loss on each of the first batches, in training mode, with the same random numbers each time."""
+    task = task_of(config, data)
+    batches = data.validation if data.validation.size else data.train
+    torch.manual_seed(config.seed)
+    model.train()
+
+    def of(batch: Any) -> Look:
+        x, y = (first(part, min(config.data.batch_size, 256)) for part in task.batch(batch))
+
+        def loss() -> Tensor:
+            torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
+            with fabric.autocast():
+                return task.loss(model(x), y)
+
+        return loss, y if isinstance(y, Tensor) else None
+
+    return [of(batch) for batch in islice(iter(batches), count)]
 
 
 def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:
-    """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖."""
+    """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖.
+
+    The weight angle is that of the weights that activity reaches: what sees padding alone, or pixels that are always 0,
+    changes nothing.
+    """
     torch.manual_seed(config.seed)  # a redrawn B and dropout are the same each time
-    images, labels = next(iter(data.validation if data.validation.size else data.train))
-    size = min(config.data.batch_size, 256)
+    task = task_of(config, data)
+    batch = task.batch(next(iter(data.validation if data.validation.size else data.train)))
+    images, labels = (first(part, min(config.data.batch_size, 256)) for part in batch)
     model.train()
     torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
 
     def loss() -> Tensor:
         with fabric.autocast():
-            return F.cross_entropy(model(images[:size]), labels[:size])
+            return task.loss(model(images), labels)
 
+    targets = labels if isinstance(labels, Tensor) else None  # for rules that send them
     metrics: dict[str, Any] = {"norm_ratio": untied.metrics.norm_ratios(model)}
     if config.angles == "weights":
         return metrics | {
-            "weight_angle": untied.metrics.weight_angles(model),
-            "gradient_angle": untied.metrics.gradient_angle(model, loss),
+            "weight_angle": untied.metrics.reached_angles(model, loss),
+            "gradient_angle": untied.metrics.gradient_angle(model, loss, targets),
         }
-    table = untied.metrics.measure(model, loss)
-    for name in ("weight_angle", "projection_angle", "local_gradient_angle"):
+    table = untied.metrics.measure(model, loss, targets)
+    for name in ("projection_angle", "local_gradient_angle", "gradient_norm", "growth"):
         metrics[name] = {layer: getattr(row, name) for layer, row in table.layers.items()}
+    metrics["weight_angle"] = {layer: row.reached_angle for layer, row in table.layers.items()}
     metrics["layer_gradient_angle"] = {layer: row.gradient_angle for layer, row in table.layers.items()}
     return metrics | {"gradient_angle": table.gradient_angle}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
 import dataclasses
 import importlib
 import inspect
@@ -14,14 +13,15 @@ import torch
 from torch import nn
 
 import untied
-from untied.algebra import Alignment, Rule
 from untied.errors import UntiedError
 from untied.lab.config import ELSEWHERE, OptimizerConfig
+from untied.layers import beside_name, untied_layers
 from untied.operations import noise_like
-from untied.primitives import copy, decay
+from untied.primitives import decay
+from untied.rule import Rule
 from untied.schedules import value
 
-__all__ = ["Group", "Optimizers", "factor", "time_constant"]
+__all__ = ["Group", "Optimizers", "factor", "rings", "time_constant"]
 
 STEPS = (1 / 3, 2 / 3, 8 / 9)  # epochs 30, 60 and 80 of 90
 
@@ -31,6 +31,7 @@ class Group:
     """Parameters that are clipped and moved together.
 
     Attributes:
+        parameters: all of them. copies: those of them that take what the others take, clipped by the others' norm.
         steps: how often it will move, for its learning rate's schedule.
         moves: how often it has moved.
     """
@@ -41,6 +42,7 @@ class Group:
     lr: float
     steps: int
     moves: int = 0
+    copies: tuple[nn.Parameter, ...] = ()
 
     @staticmethod
     def of(parts: list[dict[str, Any]], config: OptimizerConfig, steps: int, batch_size: int | None = None) -> Group:
@@ -73,9 +75,13 @@ class Group:
     def move(self) -> None:
         """Clip this group's gradients, add noise to them or to the weights, and step."""
         config, lr = self.config, self.lr * factor(self.config, self.moves / self.steps)
-        if config.clip is not None:
-            clip = nn.utils.clip_grad_norm_ if config.clip_by == "norm" else nn.utils.clip_grad_value_
-            clip(self.parameters, config.clip)
+        if config.clip is not None and config.clip_by == "norm":
+            copied = {id(p) for p in self.copies}
+            own = [p for p in self.parameters if id(p) not in copied]
+            norm = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None])
+            nn.utils.clip_grads_with_norm_(self.parameters, config.clip, norm)
+        elif config.clip is not None:
+            nn.utils.clip_grad_value_(self.parameters, config.clip)
         if config.noise and config.noise_on == "gradient":
             for p in self.parameters:
                 if p.grad is not None:
@@ -132,8 +138,9 @@ class Optimizers(torch.optim.Optimizer):
     """Both optimizers of a converted model as one, so that loss scaling finds an overflow for both at once.
 
     Weight decay reaches forward kernels alone; feedback alignment's B is frozen anyway. A B that copies W's
-    pseudogradient moves with W: they become equal because both take the same steps, so one norm clips both. Where it
-    copies and decays alone (Kolen-Pollack), its decay is W's weight decay too.
+    pseudogradient moves with W: they become equal because both take the same steps, so W's norm clips both. Where it
+    copies and decays alone (Kolen-Pollack), its decay is W's own, a weight decay of the same optimizer for both: R's
+    would be clipped and scaled as W's is not, and the steps leave R out.
 
     Args:
         model: converted.
@@ -156,14 +163,26 @@ class Optimizers(torch.optim.Optimizer):
         W, B = untied.parameter_groups(model)
         W = [w for w in W if w.requires_grad]
         B = [b for b in B if b.requires_grad]
-        if isinstance(rule, Alignment) and set(rule.combination) <= {copy, decay} and rule.copies_gradient:
-            forward = dataclasses.replace(forward, weight_decay=value(rule.combination.get(decay, 0.0), 0.0))
+        if rule.forward_decay is not None:
+            forward = dataclasses.replace(forward, weight_decay=rule.forward_decay)
+            if rule.forward_decay and "weight_decay" not in inspect.signature(optimizer_class(forward.name)).parameters:
+                raise UntiedError(
+                    f"rule {rule} needs W's weight decay, and optimizer {forward.name} has none: choose another, "
+                    "such as SGD"
+                )
         parts: list[dict[str, Any]] = [
             {"params": [w for w in W if w.dim() > 1]},
             {"params": [w for w in W if w.dim() <= 1], **_NO_DECAY},
         ]
-        together = [{"params": B, **_NO_DECAY}] if rule.copies_gradient else []
+        together: list[dict[str, Any]] = []
+        if rule.copies_gradient:
+            factors = {id(b) for b in _factors(model)}
+            together = [
+                {"params": [b for b in B if id(b) not in factors], "weight_decay": rule.forward_decay or 0.0},
+                {"params": [b for b in B if id(b) in factors], **_NO_DECAY},
+            ]
         self.forward = Group.of(parts + together, forward, steps, batch_size)
+        self.forward.copies = tuple(B) if together else ()
         self.backward = (
             Group.of([{"params": B}], backward, steps if align_steps is None else align_steps, batch_size)
             if B and not together
@@ -197,21 +216,41 @@ class Optimizers(torch.optim.Optimizer):
 _NO_DECAY = {"weight_decay": 0.0}
 
 
+def _factors(model: nn.Module) -> list[Any]:
+    """What stands beside W and is not B, such as the other factor of a product: it neither copies nor decays."""
+    return [
+        getattr(layer, beside_name(weight, key), None)
+        for layer in untied_layers(model).values()
+        for weight in layer.own_weights()
+        for key in layer.rule.keeps
+        if key != "backward_weight"
+    ]
+
+
 def time_constant(rule: Rule, optimizer: OptimizerConfig) -> float | None:
     """Steps in which a difference between B and what it follows falls to 1/e, where that is simple: SGD, a rule of
-    weights alone, at numbers for coefficients; None elsewhere.
+    weights alone, at numbers for coefficients; None elsewhere. It should be small against the run.
 
-    With a = learning rate × decay and momentum m, differences go with the roots of z² − (1 + m − a) z + m: for small
-    a, (1 − m) / a steps. It should be small against the run.
+    Differences decay at the rate of the rule's decay: see `untied.dynamics.time_constant`.
     """
-    if not isinstance(rule, Alignment) or rule.needs_data or optimizer.name != "SGD":
+    if not rule.aligns or rule.needs_data or optimizer.name != "SGD":
         return None
     if any(map(callable, rule.combination.values())):
         return None
+    rate = value(rule.combination.get(decay, 0.0), 0.0)
+    steps = float(untied.dynamics.time_constant(rate, optimizer.lr, optimizer.momentum))
+    return steps if math.isfinite(steps) else None
+
+
+def rings(rule: Rule, optimizer: OptimizerConfig) -> str:
+    """In words, that B swings around what it follows, where that is simple to know; empty where it does not."""
+    if time_constant(rule, optimizer) is None:
+        return ""
     a = optimizer.lr * value(rule.combination.get(decay, 0.0), 0.0)
-    half = (1 + optimizer.momentum - a) / 2
-    root = cmath.sqrt(half**2 - optimizer.momentum)
-    slowest = max(abs(half + root), abs(half - root))
-    if a == 0 or slowest >= 1:
-        return None
-    return -1 / math.log(slowest) if slowest > 0 else 0.0
+    tau = (1 - optimizer.momentum) / a
+    if not (tau < 2 and (optimizer.momentum > 0 or a > 1)):
+        return ""
+    return (
+        f"B swings around W: (1 - momentum) / (lr × decay) is {tau:.2g} steps, below 2; give B's optimizer "
+        f"{'no momentum' if optimizer.momentum else 'a lower learning rate'}"
+    )

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from untied.algebra import Rule
 from untied.lab.config import PhaseConfig, weight
 from untied.lab.step import Phase
+from untied.rule import Rule
 from untied.schedules import Coefficient, value
 
 __all__ = ["Plan"]
@@ -61,7 +61,7 @@ class Plan:
         if not self.rule.aligns:
             return True, self.rule.moves_itself  # such a rule measures when a step is recorded
         if not self.apart:
-            return True, True
+            return True, self.rule.forward_decay is None  # else its decay is W's weight decay, and R has nothing left
         epoch, config = step // self.length - self.delay, self.config
         if epoch < 0:
             return False, True

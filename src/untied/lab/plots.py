@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
@@ -28,7 +27,8 @@ from torch import Tensor
 
 from untied.errors import UntiedError
 from untied.lab.record import file_name, write_atomically
-from untied.lab.tables import split
+from untied.lab.tables import short_name, split
+from untied.lab.tasks.metric import ACCURACY, Metric, metric_of
 from untied.metrics import angle
 
 __all__ = [
@@ -44,8 +44,10 @@ __all__ = [
 COLOURS = {
     "bp": "#000000", "sa": "#0072B2", "aa": "#56B4E9", "ia": "#E69F00", "wm": "#D55E00", "fa": "#999999",
     "kp": "#009E73", "usf": "#CC79A7", "frsf": "#882255", "brsf": "#332288",
+    "mkp": "#117733", "dfa": "#AA4499", "sdfa": "#999933", "drtp": "#661100", "dkp": "#6699CC", "pfa": "#44AA99",
+    "ldfa": "#DDAA33",
 }  # fmt: skip
-SPARE = ("#117733", "#AA4499", "#999933", "#661100", "#6699CC", "#44AA99", "#DDAA33", "#EE3377")
+SPARE = ("#EE3377", "#77AADD", "#AAAA00", "#994F00", "#222255", "#663333", "#225555", "#BB5566")
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -75,32 +77,38 @@ def colours(rules: Iterable[str]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     rules = list(dict.fromkeys(rules))
     for rule in sorted(rules, key=lambda rule: rule not in COLOURS):  # plain names take their colours first
-        own = COLOURS.get(re.split(r"\W", rule, maxsplit=1)[0])
+        own = COLOURS.get(short_name(rule))
         start = int(hashlib.sha256(rule.encode()).hexdigest(), 16) % len(SPARE)
         wanted = ([own] if own else []) + [*SPARE[start:], *SPARE[:start]]
         chosen[rule] = next((colour for colour in wanted if colour not in chosen.values()), wanted[-1])
     return {rule: chosen[rule] for rule in rules}
 
 
-def accuracy_curves(metrics: Metrics) -> Figure:
+def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY) -> Figure:
     """Validation accuracy (%) over epochs: the mean over seeds, and a band from the worst to the best seed.
 
     Args:
         metrics: lines with "rule", "seed", "epoch" and "validation_accuracy" (0 to 1, or None).
+        judge: another metric in place of accuracy.
     """
     by_rule = _by_rule(metrics)
-    curves = {rule: _over_epochs(rows, lambda row: row.get("validation_accuracy")) for rule, rows in by_rule}
+    key = f"validation_{judge.name}"
+    curves = {rule: _over_epochs(rows, lambda row: row.get(key), judge.scale) for rule, rows in by_rule}
     curves = {rule: curve for rule, curve in curves.items() if curve}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.0), layout="constrained")
         if not curves:
-            return _empty(figure, "no validation accuracy yet")
+            return _empty(figure, f"no validation {judge.title} yet")
         whole, close = figure.subplots(1, 2)
-        whole.set(title="Validation accuracy", xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 101))
-        close.set(title="The same, close up", xlabel="epoch", ylim=_close_up(curves.values()))
+        whole.set(title=f"Validation {judge.title}", xlabel="epoch", ylabel=f"validation {judge.head}")
+        close.set(title="The same, close up", xlabel="epoch")
+        if judge.unit == "%":
+            whole.set_ylim(0, 101)
+        _zoom(close, curves.values(), judge)
         palette = colours(rule for rule, _ in by_rule)
         # the best is drawn last, on top, and comes first in the legend
-        for rule in sorted(curves, key=lambda rule: float(curves[rule][max(curves[rule])].mean())):
+        ends = {rule: float(curve[max(curve)].mean()) for rule, curve in curves.items()}
+        for rule in sorted(curves, key=lambda rule: ends[rule], reverse=not judge.higher):
             for axes in (whole, close):
                 _band(axes, curves[rule], palette[rule], rule)
         for axes in (whole, close):
@@ -111,23 +119,29 @@ def accuracy_curves(metrics: Metrics) -> Figure:
 
 
 def accuracy_bars(rows: Metrics) -> Figure:
-    """Accuracy (%) at the end: a dot a seed, a bar over mean ± standard deviation, backprop's mean dotted.
+    """Accuracy (%) at the end: a dot a seed, a bar over mean ± standard deviation, backprop's mean dotted. Beside it,
+    the angle (degrees) between the network's pseudogradient and backpropagation's gradient, where it is known.
 
     Args:
-        rows: the table's rows, with "rule", "accuracies", "accuracy_mean" and "accuracy_std" (0 to 1, or None).
+        rows: the table's rows, with "rule", "accuracies", "accuracy_mean" and "accuracy_std" (0 to 1, or None), and
+            "gradient_angle" (degrees, or None).
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.3 + 0.42 * max(1, len(rows))), layout="constrained")
         if not any(_known(row.get("accuracy_mean")) for row in rows):
             return _empty(figure, "no rule has finished yet")
-        axes = figure.subplots()
-        palette = colours(row["rule"] for row in rows)
+        judge, palette = metric_of(rows), colours(row["rule"] for row in rows)
+        if any(_known(row.get("gradient_angle")) for row in rows):
+            axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+            _gradient_angles(beside, rows, palette)
+        else:
+            axes = figure.subplots()
         for y, row in enumerate(rows):
             _spread(axes, y, row, palette[row["rule"]])
         axes.use_sticky_edges = False  # or the widest bar would touch the frame
         axes.set(
-            title=f"{split(rows).capitalize()} accuracy",
-            xlabel=f"{split(rows)} accuracy (%)",
+            title=f"{split(rows).capitalize()} {judge.title}",
+            xlabel=f"{split(rows)} {judge.head}",
             ylim=(len(rows) - 0.5, -0.5),
         )
         axes.set_yticks(range(len(rows)), [_short(row["rule"]) for row in rows])
@@ -174,7 +188,7 @@ def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: 
 
     The dotted diagonal is weight symmetry. The vertical axis grows with B where B has outgrown W. At most DOTS
     elements are drawn, the same ones each time; the angle and the norm ratio in a panel are of all of them. A rule
-    that stores no backward weight (backpropagation, sign symmetry) has no row.
+    that stores no backward weight in W's layout (backpropagation, sign symmetry, direct feedback) has no row.
 
     Args:
         weights_by_rule: state dicts with "<layer>.weight" and "<layer>.backward_weight".
@@ -238,13 +252,13 @@ def _by_rule(metrics: Metrics) -> list[tuple[str, list[Mapping[str, Any]]]]:
     return list(groups.items())
 
 
-def _over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | None]) -> Curve:
-    """The known values of all seeds, by epoch."""
+def _over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | None], scale: float = 1.0) -> Curve:
+    """The known values of all seeds, by epoch, times a scale."""
     found: dict[float, list[float]] = {}
     for row in rows:
         number = value(row)
         if number is not None and math.isfinite(number):
-            found.setdefault(row["epoch"], []).append(float(number))
+            found.setdefault(row["epoch"], []).append(scale * float(number))
     return {epoch: np.array(values) for epoch, values in found.items()}
 
 
@@ -252,17 +266,23 @@ def _known(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _close_up(curves: Iterable[Curve]) -> tuple[float, float]:
-    """Limits (%) around the ends of the curves that come within 12 points of the best."""
+def _zoom(axes: Axes, curves: Iterable[Curve], judge: Metric) -> None:
+    """Look at the ends of the curves that come close to the best: for accuracy, within 12 points of it."""
     curves = list(curves)
-    ends = [100 * float(curve[max(curve)].mean()) for curve in curves]
-    best = 100 * max(float(values.max()) for curve in curves for values in curve.values())
-    return max(0.0, min(end for end in ends if end >= max(ends) - 12) - 3), min(100.4, best + 0.6)
+    ends = [float(curve[max(curve)].mean()) for curve in curves]
+    values = [float(v) for curve in curves for several in curve.values() for v in several]
+    if judge.unit == "%" and judge.higher:
+        low = max(0.0, min(end for end in ends if end >= max(ends) - 12) - 3)
+        axes.set_ylim(low, min(100.4, max(values) + 0.6))
+        return
+    best, worst = (max(values), min(ends)) if judge.higher else (min(values), max(ends))
+    room = 0.1 * abs(worst - best) or 0.1 * abs(best) or 0.1
+    axes.set_ylim(min(best, worst) - room, max(best, worst) + room)
 
 
 def _band(axes: Axes, curve: Curve, colour: str, rule: str) -> None:
     x = sorted(curve)
-    values = [100 * curve[epoch] for epoch in x]
+    values = [curve[epoch] for epoch in x]
     axes.fill_between(x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         x, [v.mean() for v in values], "--" if rule == "bp" else "-",
@@ -272,18 +292,33 @@ def _band(axes: Axes, curve: Curve, colour: str, rule: str) -> None:
 
 def _spread(axes: Axes, y: int, row: Mapping[str, Any], colour: str) -> None:
     """One rule's line of dots, its bar, and the numbers beside it."""
-    seeds = [100 * float(value) for value in row.get("accuracies") or () if _known(value)]
+    judge = metric_of([row])
+    seeds = [judge.scale * float(value) for value in row.get("accuracies") or () if _known(value)]
     axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6)
     words = "failed" if row.get("failure") else "not finished"
     if _known(row.get("accuracy_mean")):
-        mean = 100 * row["accuracy_mean"]
-        std = 100 * row["accuracy_std"] if len(seeds) > 1 and _known(row.get("accuracy_std")) else 0.0
-        words = f"{mean:.1f} ± {std:.1f}" if len(seeds) > 1 else f"{mean:.1f}"
+        mean = judge.scale * row["accuracy_mean"]
+        std = judge.scale * row["accuracy_std"] if len(seeds) > 1 and _known(row.get("accuracy_std")) else 0.0
+        words = judge.shown(row["accuracy_mean"]) + (f" ± {std:.{judge.digits}f}" if len(seeds) > 1 else "")
         axes.barh(y, 2 * std, left=mean - std, height=0.62, color=colour, alpha=0.25, linewidth=0)
         axes.plot([mean, mean], [y - 0.31, y + 0.31], color=colour, linewidth=2.5, solid_capstyle="butt")
         if row["rule"] == "bp":
             axes.axvline(mean, color="black", linestyle=":", linewidth=1, zorder=0)
     axes.annotate(words, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+
+
+def _gradient_angles(axes: Axes, rows: Metrics, palette: Mapping[str, str]) -> None:
+    """A bar a rule, from 0, where backpropagation is, to 90, where nothing is left of its gradient."""
+    for y, row in enumerate(rows):
+        if _known(row.get("gradient_angle")):
+            angle = float(row["gradient_angle"])
+            axes.barh(y, angle, height=0.62, color=palette[row["rule"]], alpha=0.6, linewidth=0)
+            axes.annotate(f"{angle:.1f}", (angle, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(90, color="black", linestyle=":", linewidth=1, zorder=0)
+    axes.set(title="Angle to backpropagation's gradient", xlabel="gradient angle (degrees)", xlim=(0, 105))
+    axes.xaxis.set_major_locator(MultipleLocator(30))
+    axes.tick_params(labelleft=False)
+    axes.grid(axis="y", visible=False)
 
 
 def _angles(axes: Axes, rule: str, rows: Metrics, shades: Mapping[str, Any]) -> float:
@@ -307,12 +342,19 @@ def _weight_angle(layer: str, row: Mapping[str, Any]) -> float | None:
 
 
 def _untied_layers(weights: Mapping[str, Tensor]) -> list[str]:
-    return [key.removesuffix(".backward_weight") for key in weights if key.endswith(".backward_weight")]
+    """Layers whose B lies in W's layout: the two can be compared element by element."""
+    names = [key.removesuffix(".backward_weight") for key in weights if key.endswith(".backward_weight")]
+    return [n for n in names if f"{n}.weight" in weights and _alike(weights, n)]
+
+
+def _alike(weights: Mapping[str, Tensor], layer: str) -> bool:
+    factored = f"{layer}.backward_factor" in weights
+    return not factored and weights[f"{layer}.weight"].shape == weights[f"{layer}.backward_weight"].shape
 
 
 def _scatter(axes: Axes, weights: Mapping[str, Tensor], layer: str, colour: str) -> None:
     forward, backward = weights.get(f"{layer}.weight"), weights.get(f"{layer}.backward_weight")
-    if forward is None or backward is None:
+    if forward is None or backward is None or not _alike(weights, layer):
         return _say(axes, "no backward weight")
     W, B = (tensor.detach().double().cpu().flatten().numpy() for tensor in (forward, backward))
     if not (np.isfinite(W).all() and np.isfinite(B).all()):

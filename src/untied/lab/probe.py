@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from untied.call import Call
 from untied.geometry import Geometry
 from untied.layers import untied_layers
 from untied.operations import Signals
-from untied.tape import listening
+from untied.recording import listening
 
 __all__ = ["Probe", "probed", "spread"]
 
@@ -145,8 +146,7 @@ def probed(model: nn.Module, batches: list[Tensor], examples: int) -> list[Probe
 
     class Probing:
         def note(self, call: Call) -> None:
-            rule = call.layer.rule
-            assert isinstance(rule, Alignment)
+            rule = cast(Alignment, call.layer.rule)
             options = {k: v for k, v in rule.options.items() if k not in ("fraction", "every")}
             name, bias = names[id(call.layer)], getattr(call.layer, "bias", None)
             probe = found.setdefault(

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from tyro.conf import Suppress as Rare
 
 from untied.errors import UntiedError
 from untied.lab.edges import expect_file, load_yaml, printable, shown
 
-__all__ = ["from_mapping", "nested_config", "read_mapping", "read_yaml"]
+__all__ = ["Rare", "from_mapping", "is_rare", "nested_config", "read_mapping", "read_yaml", "set_in", "settings_of"]
 
 T = TypeVar("T")
+# `field: Rare[int] = 1` has no flag of its own: `--set path.to.field=value` sets it, and YAML, and Python.
+_MARK = get_args(Rare[int])[1]
 
 
 def from_mapping(kind: type[T], values: Any, what: str) -> T:
@@ -78,3 +86,64 @@ def read_mapping(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UntiedError(f"cannot read config {path}: {' '.join(str(error).split())}") from None
     return {} if values is None else values
+
+
+def is_rare(kind: type, name: str) -> bool:
+    """Whether a field has no flag of its own."""
+    return _MARK in get_args(get_type_hints(kind, include_extras=True)[name])[1:]
+
+
+def set_in(config: T, pairs: list[str], start: Any) -> T:
+    """A config with some of its fields replaced.
+
+    Args:
+        config: a dataclass instance. pairs: "path.to.field=value", values as YAML has them.
+        start: the same config as plain values; it is changed.
+
+    Raises:
+        UntiedError: a pair cannot be read, or there is no such field, or the value is impossible.
+    """
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        *parents, last = path.strip().split(".")
+        if not equals or not last:
+            raise UntiedError(f"--set {pair}: write path.to.field=value, as in forward.lr=0.05")
+        inside = start
+        for parent in parents:
+            if not isinstance(inside.get(parent), dict):
+                names = ", ".join(name for name, value in inside.items() if isinstance(value, dict))
+                near = difflib.get_close_matches(parent, inside, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise UntiedError(f"--set {pair}: there is nothing below {parent}: {hint}groups are {names or 'none'}")
+            inside = inside[parent]
+        inside[last] = load_yaml(text, f"--set {pair}")
+    return from_mapping(type(config), start, "--set")
+
+
+def settings_of(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str, bool]]:
+    """Every setting of a config: its path, its default, what it is, and whether it is rare."""
+    docs = docs_of(kind)
+    for field in dataclasses.fields(kind):
+        nested = nested_config(field)
+        if nested is not None:
+            yield from settings_of(nested, f"{prefix}{field.name}.")
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield f"{prefix}{field.name}", str(default), docs.get(field.name, ""), is_rare(kind, field.name)
+
+
+def docs_of(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass, those that it inherits too."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except OSError:  # no source, as in a frozen application
+            continue
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found

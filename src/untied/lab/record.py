@@ -1,12 +1,14 @@
 """The run folder: everything a run leaves behind, as text and safetensors, readable at any moment.
 
     config.yaml           the resolved configuration
-    environment.json      commit, package versions, machine, date
+    environment.json      which command made it, commit, package versions, machine, date
+    lock.json             while a process writes here: which one
     metrics.jsonl         one JSON object a line, appended as the run goes
     results.json          the table's rows; table.md and table.csv are the same for people and spreadsheets
     weights/<name>.safetensors
     fits/<name>.safetensors, neurons.csv    of untied neural
     checkpoints/last.safetensors, best.safetensors, tensorboard/, timing.jsonl, card.md     of untied train
+    trial.json            of a study's run: its parameters, and what came out
     traceback.txt         of a study's run that failed for a reason of its own
     figures/<name>.png, <name>.svg
     index.html            all of it on one page
@@ -20,15 +22,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedRandom
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -39,19 +42,30 @@ from torch import Tensor
 from untied.errors import UntiedError
 from untied.lab.edges import expect_file, load_yaml
 from untied.lab.environment import environment
+from untied.lab.processes import LOCK, Lock
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["RunFolder", "file_name", "plain", "write_atomically", "write_tensors"]
+__all__ = [
+    "RunFolder",
+    "begun",
+    "drop_torn_line",
+    "file_name",
+    "new_folder",
+    "plain",
+    "write_atomically",
+    "write_tensors",
+]
 
 CONFIG, ENVIRONMENT, METRICS, TIMING = "config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl"
-TRACEBACK = "traceback.txt"
-# What `overwrite` may remove: a run's own files, never anything else that lies in the folder.
+TRACEBACK, TRIAL = "traceback.txt", "trial.json"
+# What `overwrite` removes: a run's own files, never anything else that lies in the folder. The two that make it a run
+# are replaced instead, so that a kill in between leaves a run.
 OWN_FILES = (
-    CONFIG, ENVIRONMENT, METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
-    "card.md", TRACEBACK, "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
-    "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "figures/*.png", "figures/*.svg",
+    METRICS, TIMING, "results.json", "table.md", "table.csv", "index.html",
+    "card.md", TRACEBACK, TRIAL, "runs.jsonl", "evaluation-*.json", "checkpoints/*.safetensors", "tensorboard/events.*",
+    "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "flow.csv", "figures/*.png", "figures/*.svg",
     "*.partial", "*/*.partial",
 )  # fmt: skip
 
@@ -75,22 +89,22 @@ class RunFolder:
         config: DataclassInstance | Mapping[str, Any],
         *,
         overwrite: bool = False,
-        within: tuple[str, ...] = (),
     ) -> RunFolder:
-        """Start a run: make the folder, write config.yaml and environment.json.
+        """Start a run: make the folder, write environment.json and config.yaml, which makes it one.
 
         Args:
-            path: the folder; it may exist if it is empty.
+            path: the folder; it may exist if it is empty, or a start that was killed has begun it.
             config: a dataclass instance, or plain values; written as YAML.
             overwrite: replace the run that is in the folder: its own files are removed, and nothing else.
-            within: names that may be in the folder already.
+
+        Raises:
+            UntiedError: something else is in the folder, or another process writes there.
         """
         run = cls(Path(path))
-        with _one_line(run.path):
-            if run.path.exists() and any(p.name not in within for p in run.path.iterdir()):
+        with _one_line(run.path), run.lock():
+            if not begun(run.path):
                 run._clear(overwrite)
-            run.path.mkdir(parents=True, exist_ok=True)
-        run.write_config(config)
+            run.write_config(config)
         return run
 
     @classmethod
@@ -105,10 +119,15 @@ class RunFolder:
 
     # writing
 
+    def lock(self, say: Callable[[str], None] = lambda line: None) -> Lock:
+        """Keep other processes from writing here, in a with statement; the folder is made if need be."""
+        return Lock(self.path, say)
+
     def write_config(self, config: DataclassInstance | Mapping[str, Any]) -> None:
         """Write environment.json and config.yaml, a dataclass instance or plain values as YAML."""
         settings = plain(config)
-        self.write_json(ENVIRONMENT, environment())
+        command = getattr(config, "command", None) or settings.get("kind")
+        self.write_json(ENVIRONMENT, {"command": command} | environment())
         self.write_text(
             CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         )  # last: it makes it a run
@@ -118,7 +137,7 @@ class RunFolder:
         line = json.dumps(_finite(plain(metrics)), allow_nan=False) + "\n"
         path = self.path / name
         with _one_line(path), path.open("ab+") as file:
-            _drop_torn_line(file)
+            drop_torn_line(file)
             file.write(line.encode())
 
     def write_text(self, name: str, text: str) -> Path:
@@ -170,9 +189,10 @@ class RunFolder:
         read: dict[str, Any] = self.read_json(ENVIRONMENT)
         return read
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl in the order written, without a torn last one; none if there is no file."""
-        path = self.path / METRICS
+    def metrics(self, name: str = METRICS) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl (or another file) in the order written, without a torn last one; none if there is
+        no file."""
+        path = self.path / name
         if not path.exists():
             return []
         with _one_line(path, "read"):
@@ -226,10 +246,32 @@ class RunFolder:
             raise UntiedError(
                 f"the output folder {self.path} already holds a run; choose another folder, or overwrite it"
             )
-        # config.yaml goes last: a folder that is only half cleared still counts as a run folder
-        for pattern in reversed(OWN_FILES):
+        for pattern in OWN_FILES:
             for old in self.path.glob(pattern):
                 old.unlink()
+
+
+def begun(path: Path) -> bool:
+    """Whether a folder has nothing in it but what a start leaves that was killed before it had made a run."""
+    names = (p.name for p in path.iterdir()) if path.exists() else ()
+    return all(name in (ENVIRONMENT, LOCK) or name.endswith(".partial") for name in names)
+
+
+def new_folder(kind: str) -> Path:
+    """Make a folder in runs/ that is named for now, and that no other process has in the same second.
+
+    Raises:
+        UntiedError: it cannot be made.
+    """
+    path = Path("runs") / time.strftime(f"{kind}-%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with _one_line(free):
+            free.parent.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                free.mkdir()
+                return free
+    raise AssertionError("unreachable")
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -319,8 +361,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_torn_line(file: BufferedRandom) -> None:
-    """Cut a file back to its last newline, so that the next line does not continue a torn one."""
+def drop_torn_line(file: IO[bytes]) -> int:
+    """Cut a file back to its last newline, so that the next line does not continue a torn one. Returns its size."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 4096)
@@ -329,4 +371,4 @@ def _drop_torn_line(file: BufferedRandom) -> None:
         end = start if newline < 0 else start + newline + 1
         if newline >= 0:
             break
-    file.truncate(end)
+    return file.truncate(end)

@@ -53,10 +53,12 @@ FILES = {
     "table.md": "the table for a README",
     "table.csv": "the table for a spreadsheet",
     "metrics.jsonl": "every epoch of every rule and seed, a JSON object a line",
+    "runs.jsonl": "the result of every run, as it ended",
     "card.md": "what was trained, with what result, and how to use it",
     "timing.jsonl": "seconds and images a second of every epoch",
     "checkpoints": "the last state, to go on from, and the best one on validation (safetensors)",
     "tensorboard": "the metrics for TensorBoard",
+    "flow.csv": "the flow on a grid, for each rule",
     "neurons.csv": "every neuron's correlation, for each network and layer",
     "fits": "the fit of each layer (safetensors): r of each neuron in each split",
     "weights": "the trained weights (safetensors): weight and backward_weight of each layer",
@@ -160,6 +162,8 @@ def _facts(
         seeds = sorted({row["seeds"] for row in rows if row.get("seeds") is not None})
         yield "seeds", " to ".join(str(number) for number in dict.fromkeys((seeds or ["–"])[:: max(1, len(seeds) - 1)]))
     machine, git = environment.get("machine") or {}, environment.get("git")
+    if environment.get("command"):
+        yield "made by", f"untied {environment['command']}"
     if environment.get("date"):
         yield "begun", str(environment["date"]).replace("T", " ").replace("+00:00", " UTC")
     packages = environment.get("packages") or {}

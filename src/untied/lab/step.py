@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import untied
 from untied.autograd import LossTerm
 from untied.errors import UntiedError
 from untied.lab.optim import Optimizers
+from untied.lab.tasks import Classification, Task
+from untied.lab.tasks.trees import chunks, finite
 
 __all__ = ["NotFinite", "Objective", "Phase", "Step", "training_step"]
 
@@ -34,7 +35,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step has to say: task loss J and penalty R (0-dim, means over the batch's parts), logits [n, classes]."""
+    """What a step has to say: task loss J and penalty R (0-dim, means over the batch's parts), outputs [n, ...]."""
 
     task: Tensor
     penalty: Tensor
@@ -46,13 +47,13 @@ class Objective(nn.Module):
 
     Args:
         model: converted.
-        label_smoothing: of J, cross-entropy.
+        task: whose objective J is.
     """
 
-    def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, task: Task | None = None) -> None:
         super().__init__()
         self.model = model
-        self.label_smoothing = label_smoothing
+        self.task = task or Classification()
         self.evaluate = self._evaluate
 
     def forward(
@@ -60,7 +61,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(J, R, logits). Without ``task`` or ``align`` that part's work is left out, and its weights' gradients are
         zeros: DDP waits for every one of them."""
-        with untied.record(self.model, progress=progress, step=step, align=align) as tape:
+        targets = labels if isinstance(labels, Tensor) else None  # for rules that send them
+        with untied.record(self.model, progress=progress, step=step, align=align, targets=targets) as tape:
             J, R, logits = self.evaluate(images, labels, task, tape)
         if not task:
             W = [w for w in untied.parameter_groups(self.model)[0] if w.requires_grad]
@@ -70,7 +72,7 @@ class Objective(nn.Module):
     def _evaluate(self, images: Tensor, labels: Tensor, task: bool, tape: untied.Tape) -> tuple[Tensor, Tensor, Tensor]:
         with nullcontext() if task else torch.no_grad():
             logits = self.model(images)
-            J = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            J = self.task.objective(logits, labels)
         return J, tape.penalty(), logits
 
     def compile(self, **options: Any) -> None:
@@ -81,8 +83,8 @@ class Objective(nn.Module):
 
 def training_step(
     objective: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any,
     optimizers: Optimizers,
     phase: Phase = Phase(),
     *,
@@ -98,7 +100,7 @@ def training_step(
 
     Args:
         objective: an `Objective`, perhaps spread over several devices.
-        images, labels: this process's part of one batch, [n, c, h, w] and [n].
+        images, labels: this process's part of one batch: inputs and targets, such as [n, c, h, w] and [n].
         phase: the weights of J and R.
         progress: of training, 0 to 1. step: number of this step. Both are for the rules' coefficients.
         parts: compute the batch in so many parts, one after the other (gradient accumulation).
@@ -115,7 +117,7 @@ def training_step(
     optimizers.zero_grad(set_to_none=True)
     task, align = phase.task > 0, phase.align > 0
     done = []
-    for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+    for i, (x, y) in enumerate(zip(chunks(images, parts), chunks(labels, parts), strict=True)):
         with apart() if i < parts - 1 else nullcontext():
             J, R, logits = objective(x, y, task, align, progress, step)
             if anywhere is not None and anywhere(not bool(torch.isfinite(J.detach() + R.detach()))):
@@ -128,10 +130,10 @@ def training_step(
     return Step(torch.stack(Js).mean(), torch.stack(Rs).mean(), torch.cat(all_logits))
 
 
-def culprit(objective: nn.Module, images: Tensor, progress: float, step: int) -> str:
+def culprit(objective: nn.Module, images: Any, progress: float, step: int) -> str:
     """In words, what of a step is the first not to be finite: images, a layer's weights, its R, or the activity."""
-    if not bool(images.isfinite().all()):
-        return "there are such values in the images"
+    if not finite(images):
+        return "there are such values in the inputs"
     model: nn.Module = objective.model  # type: ignore[assignment]
     with untied.record(model, progress=progress, step=step) as tape, torch.no_grad():
         model(images)

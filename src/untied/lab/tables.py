@@ -1,55 +1,52 @@
 """The table of a comparison, for the terminal, for Markdown, for HTML and for a spreadsheet.
 
 A row, as results.json has it: "rule", "text" (the rule with its coefficients), "local", "accuracies" (test accuracy of
-each seed, 0 to 1), "accuracy_mean", "accuracy_std", "weight_angle" and "gradient_angle" (degrees), "cost" (time of a
-step over the plain network's), "seeds", "finished", "failure"; and "split", where the accuracy is not on the test
-split. A value that is missing or null is shown as a dash.
+each seed, 0 to 1; where "metric" describes another score, that one), "accuracy_mean", "accuracy_std", "weight_angle"
+and "gradient_angle" (degrees), "cost" (time of a step over the plain network's), "seeds", "finished", "failure";
+"signs" (of fake learning, in words), "chance", "gradient_angle_std" (over batches); and "split", where the accuracy is
+not on the test split. A value that is missing or null is shown as a dash.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Rows", "cells", "csv_table", "heads", "long_name", "markdown_table", "rich_table", "split"]
+from untied.lab import writers
+from untied.lab.tasks.metric import metric_of
+from untied.rules import NAMED, named
+
+__all__ = ["Rows", "cells", "csv_table", "heads", "long_name", "markdown_table", "rich_table", "short_name",
+           "split"]  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
 
-LONG_NAMES = {
-    "bp": "backpropagation",
-    "fa": "feedback alignment",
-    "kp": "Kolen-Pollack",
-    "wm": "weight mirror",
-    "ia": "information alignment",
-    "sa": "symmetric alignment",
-    "aa": "activation alignment",
-    "usf": "sign symmetry, uniform",
-    "frsf": "sign symmetry, fixed random",
-    "brsf": "sign symmetry, redrawn",
-}
 LEFT = ("rule", "", "local", "note")  # columns of words; the others are numbers and stand on the right
 CSV_COLUMNS = (
     "rule", "text", "local", "accuracy_mean", "accuracy_std", "weight_angle", "gradient_angle", "cost", "seeds",
-    "finished", "failure",
+    "finished", "failure", "gradient_angle_std", "chance", "signs",
 )  # fmt: skip
 
 
+def short_name(rule: str) -> str:
+    """The name that a rule's label begins with: sa of ``tuned:sa``, ia of ``ia(null=2) @ Adam``."""
+    return re.split(r"\W", rule.removeprefix("tuned:"), maxsplit=1)[0]
+
+
 def long_name(rule: str) -> str:
-    """A named rule's name in words; nothing for a free combination."""
-    return LONG_NAMES.get(re.split(r"\W", rule, maxsplit=1)[0], "")
+    """A named rule's name in words, as the rule itself has it; nothing for a free combination."""
+    name = short_name(rule)
+    return named(name).title if name in NAMED else ""
 
 
 def heads(rows: Rows) -> list[str]:
     """The names of the columns, with units. The last one is there only if a rule failed or did not finish."""
-    accuracy = f"{split(rows)} accuracy (%)"
+    accuracy = f"{split(rows)} {metric_of(rows).head}"
     names = ["rule", "", "local", accuracy, "weight angle (°)", "gradient angle (°)", "step cost", "seeds"]
     return [*names, "note"] if any(_note(row) for row in rows) else names
 
@@ -61,7 +58,8 @@ def split(rows: Rows) -> str:
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text, in the order of ``heads``, the note always last."""
-    accuracy, std = _number(row, "accuracy_mean", 100, ".1f"), _number(row, "accuracy_std", 100, ".1f")
+    metric = metric_of([row])
+    accuracy, std = metric.shown(row.get("accuracy_mean")), metric.shown(row.get("accuracy_std"))
     several = len(row.get("accuracies") or ()) > 1
     local = row.get("local")
     return [
@@ -81,13 +79,11 @@ def rich_table(rows: Rows, title: str | None = None) -> Table:
     """A table that rich prints, fit for 80 columns: the rules' long names are left out, notes stand below."""
     names = heads(rows)
     shown = [i for i, name in enumerate(names) if name and name != "note"]
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    for i in shown:
-        broken = re.sub(r" (?=accuracy|angle|cost)", "\n", names[i])
-        table.add_column(broken, justify="left" if names[i] in LEFT else "right", no_wrap=names[i] != "rule")
-    for row in rows:
-        texts = cells(row)
-        table.add_row(*(Text(texts[i]) for i in shown))
+    broken = {name: re.sub(r" (?=accuracy|angle|cost|R²|F1|perplexity|mean)", "\n", name) for name in names}
+    lines = [[cells(row)[i] for i in shown] for row in rows]
+    table = writers.terminal(
+        [names[i] for i in shown], lines, LEFT, titles=broken, wrapped=["rule"], title=title, dense=False
+    )
     notes = [f"{row['rule']}: {_note(row)}" for row in rows if _note(row)]
     if notes:
         table.caption, table.caption_justify = Text("\n".join(notes)), "left"
@@ -96,24 +92,18 @@ def rich_table(rows: Rows, title: str | None = None) -> Table:
 
 def markdown_table(rows: Rows) -> str:
     """The table in GitHub's Markdown."""
-    names = heads(rows)
-    lines = [names, [":--" if name in LEFT else "--:" for name in names]]
-    for row in rows:
-        first, *rest = (cell.replace("|", r"\|") for cell in cells(row)[: len(names)])
-        lines.append([f"`{first}`", *rest])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return writers.markdown(heads(rows), [[f"`{first}`", *rest] for first, *rest in map(cells, rows)], LEFT)
 
 
 def csv_table(rows: Rows) -> str:
     """The table in full precision, fractions and degrees, with a column for the accuracy of each seed."""
     seeds = max((len(row.get("accuracies") or ()) for row in rows), default=0)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *(f"accuracy_{i}" for i in range(seeds))])
+    lines = []
     for row in rows:
         accuracies = list(row.get("accuracies") or ())
-        writer.writerow([*(row.get(name) for name in CSV_COLUMNS), *accuracies, *[None] * (seeds - len(accuracies))])
-    return out.getvalue()
+        known = {**row, "signs": "; ".join(row.get("signs") or ())}
+        lines.append([*(known.get(name) for name in CSV_COLUMNS), *accuracies, *[None] * (seeds - len(accuracies))])
+    return writers.comma_separated([*CSV_COLUMNS, *(f"accuracy_{i}" for i in range(seeds))], lines)
 
 
 def _number(row: Mapping[str, Any], key: str, scale: float, form: str, unit: str = "") -> str:
@@ -124,4 +114,5 @@ def _number(row: Mapping[str, Any], key: str, scale: float, form: str, unit: str
 def _note(row: Mapping[str, Any]) -> str:
     if row.get("failure"):
         return " ".join(str(row["failure"]).split())
-    return "" if row.get("finished", True) else "not finished"
+    said = [] if row.get("finished", True) else ["not finished"]
+    return "; ".join([*said, *(row.get("signs") or ())])

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import untied
-from untied.algebra import Alignment, Rule
-from untied.lab.config import CompareConfig, OptimizerConfig, parse_entry
-from untied.lab.loop import dataset, network
+from untied.lab.config import CompareConfig, OptimizerConfig
+from untied.lab.loop import dataset, network, plain_network, task_of
 from untied.lab.optim import Group, Optimizers
 from untied.lab.step import Objective, training_step
+from untied.lab.tasks import Classification, Task
+from untied.layers import untied_layers
+from untied.rule import Rule
 
 __all__ = [
     "WARMING",
@@ -131,12 +131,12 @@ class _Autocast(nn.Module):
 class _Task(nn.Module):
     """What `Objective` is without R."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.task = model, task
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(images), labels)
+    def forward(self, images: Any, labels: Any) -> Tensor:
+        return self.task.objective(self.model(images), labels)
 
 
 def plain_step(
@@ -146,18 +146,19 @@ def plain_step(
     forward: OptimizerConfig,
     precision: str = "32",
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    task: Task | None = None,
     **compile: object,
 ) -> Step:
     """Backpropagation in a network of PyTorch's own layers.
 
     Args:
-        wrap: such as DistributedDataParallel, around what computes the loss.
+        wrap: such as DistributedDataParallel, around what computes the loss. task: by default classification.
         **compile: arguments of torch.compile, if it is to be compiled.
     """
-    inner = _Task(model)
+    inner = _Task(model, task or Classification())
     if compile:
         inner.compile(**compile)
-    task = wrap(in_precision(inner, str(images.device), precision))
+    objective = wrap(in_precision(inner, str(device_of(model)), precision))
     W = list(model.parameters())
     parts: list[dict[str, Any]] = [
         {"params": [w for w in W if w.dim() > 1]},
@@ -168,7 +169,7 @@ def plain_step(
     def run(clock: Clock) -> None:
         clock.start()
         group.optimizer.zero_grad(set_to_none=True)
-        loss = task(images, labels)
+        loss = objective(images, labels)
         if not clock.cuda:
             bool(torch.isfinite(loss.detach()))  # as training_step looks; on a GPU a run looks now and then
         clock.mark()
@@ -189,13 +190,17 @@ def untied_step(
     backward: OptimizerConfig,
     precision: str = "32",
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    task: Task | None = None,
     **compile: object,
 ) -> Step:
-    """`training_step` in a converted network: with R, and both optimizers."""
-    inner = Objective(model)
+    """`training_step` in a converted network: with R, and both optimizers. What measures W for a while is at rest."""
+    for layer in untied_layers(model).values():
+        for weight in layer.own_weights():
+            rule.rest(layer.beside(weight))
+    inner = Objective(model, task)
     if compile:
         inner.compile(**compile)
-    objective = wrap(in_precision(inner, str(images.device), precision))
+    objective = wrap(in_precision(inner, str(device_of(model)), precision))
     optimizers = Optimizers(model, rule, _still(forward), _still(backward), steps=10**9)
     count = itertools.count()
 
@@ -213,7 +218,12 @@ def untied_step(
         clock.mark()
 
     own = tuple(group.optimizer for group in optimizers.all)
-    return Step(run, model, own, rule.every if isinstance(rule, Alignment) else 1)
+    return Step(run, model, own, rule.every)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
 
 
 def _still(config: OptimizerConfig) -> OptimizerConfig:
@@ -243,12 +253,13 @@ def interleaved(
 def step_costs(config: CompareConfig) -> dict[str, float]:
     """By rule: the median over rounds of its step time over the plain, unconverted network's in the same round."""
     data = dataset(config.data, config.first_seed, config.device)
-    images, labels = next(iter(data.train.epoch(0)))
-    plain = untied.tie_(network(config.run("bp", config.first_seed), data)).to(config.device).train()
-    steps = {"": plain_step(plain, images, labels, config.forward)}
+    task = task_of(config.run("bp", config.first_seed), data)
+    images, labels = task.batch(next(iter(data.train.epoch(0))))
+    plain = plain_network(config.run("bp", config.first_seed), data).to(config.device).train()
+    steps = {"": plain_step(plain, images, labels, config.forward, task=task)}
     for entry in config.rules:
-        rule, backward = parse_entry(entry, config.backward)
+        rule, backward = config.entrants[entry]
         model = network(config.run(entry, config.first_seed), data).to(config.device).train()
-        steps[entry] = untied_step(model, rule, images, labels, config.forward, backward)
+        steps[entry] = untied_step(model, rule, images, labels, config.forward, backward, task=task)
     found = list(interleaved(steps, Clock(config.device), config.timing_steps))
     return {entry: statistics.median(r[entry].total / r[""].total for r in found) for entry in config.rules}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +16,8 @@ from untied.errors import UntiedError
 from untied.lab.record import RunFolder
 
 __all__ = ["Tracker", "check", "flat", "numbers", "trackers"]
+
+_numbers = itertools.count()  # of this process's event files
 
 
 class Tracker(Protocol):
@@ -23,24 +29,51 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in a folder; steps from ``start`` on that are there already, from before a kill, are hidden."""
+    """An event file in a folder; steps from ``start`` on that are there already, from before a kill, are hidden.
+
+    Its records are written here and now: PyTorch's writer does it in a thread, where a full disk cannot be caught.
+
+    Raises:
+        UntiedError: it cannot be written.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here, as it is slow to import
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # here, as they are slow to import
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.folder = folder
-        self.writer = SummaryWriter(str(folder), purge_step=start)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{next(_numbers)}"
+        self.path = folder / name
+        with self._guarded():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab")
+        self.records = RecordWriter(self.file)
+        self._write([Event(file_version="brain.Event:2"),
+                     Event(step=start, session_log=SessionLog(status=SessionLog.START))])  # fmt: skip
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        try:
-            for name, number in metrics.items():
-                self.writer.add_scalar(name, number, step)
-            self.writer.flush()
-        except OSError as error:
-            raise UntiedError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=number) for name, number in metrics.items()]
+        self._write([Event(step=step, summary=Summary(value=[value])) for value in values])
 
     def close(self) -> None:
-        self.writer.close()
+        with suppress(OSError):  # all is written; what could not be has been said
+            self.file.close()
+
+    def _write(self, events: list[Any]) -> None:
+        with self._guarded():
+            for event in events:
+                event.wall_time = time.time()
+                self.records.write(event.SerializeToString())
+            self.file.flush()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UntiedError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 class WeightsAndBiases:

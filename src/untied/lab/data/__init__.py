@@ -44,6 +44,18 @@ def load(config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -
         from untied.lab.data.shard_loader import load_shards
 
         return load_shards(config, seed=seed, device=device)
+    if config.name == "text":
+        from untied.lab.data.text import load_text
+
+        return load_text(config, seed=seed, device=device)
+    if config.name == "series":
+        from untied.lab.data.series import load_series
+
+        return load_series(config, seed=seed, device=device)
+    if config.is_own:
+        from untied.lab.data.items import load_own
+
+        return load_own(config, seed=seed, device=device)
     return from_source(SOURCES[config.name](config), config, seed=seed, device=device)
 
 

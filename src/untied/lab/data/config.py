@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from untied.errors import UntiedError
+from untied.lab import own
 from untied.lab.edges import bounded
+from untied.lab.reading import Rare
 
 __all__ = ["Augment", "DataConfig", "DataName", "Preprocess"]
 
-DataName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "shards", "synthetic"]
+DataName = Literal[
+    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "shards", "synthetic", "text", "series"
+]  # fmt: skip
 Augment = Literal["none", "standard"]
 Preprocess = Literal["resnet", "inception"]
 
+GENERATED = ("text", "series")
 DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 
 
@@ -27,49 +32,56 @@ class DataConfig:
         UntiedError: a value is impossible, or two contradict each other.
     """
 
-    name: DataName = "digits"
-    """The data set. digits is shipped with scikit-learn; folder is root/train/CLASS/IMAGE and root/val; shards are
-    root/train/*.tar and root/val/*.tar, as untied shards packs a folder."""
+    name: str = "digits"
+    """The data set: digits (shipped with scikit-learn), mnist, fashion-mnist, cifar10, cifar100, folder, shards,
+    synthetic, text (characters of a text that scikit-learn ships) or series (a chaotic time series); or a function of
+    your own that returns torch Datasets: package.module:function, path/to/file.py:function.
+    folder is root/train/CLASS/IMAGE and root/val; shards are root/train/*.tar and root/val/*.tar, as untied shards
+    packs a folder."""
     root: Path | None = None
     """Where the data lies: a folder in torchvision's layout (default: data), the folder of MNIST's raw files,
     gzipped or not, an .npz of JPEG images for cifar10, an image folder, or a folder of shards."""
     download: bool = False
-    """Fetch MNIST, Fashion-MNIST or CIFAR into root where it is missing."""
+    """Whether MNIST, Fashion-MNIST or CIFAR is fetched into root where it is missing."""
     batch_size: int = 64
-    """Images in a training step. An epoch leaves its incomplete last batch out."""
-    evaluation_batch_size: int = 500
-    """Images in a batch of validation or test."""
+    """How many examples a training step has. An epoch leaves its incomplete last batch out."""
+    evaluation_batch_size: Rare[int] = 500
+    """How many examples a batch of validation or test has."""
     validation: float = 0.1
     """Fraction of each class's training images held out for model selection, in place of the test split. Of shards
     the last ones are held out, whole, and at least one."""
     augment: Augment = "none"
     """none, or standard: shifts by up to an eighth of the image, and mirroring (digits are not mirrored);
     for a folder or shards, the training half of preprocessing."""
-    preprocessing: Preprocess = "resnet"
+    preprocessing: Rare[Preprocess] = "resnet"
     """How a folder or shards are cropped and scaled. resnet: random resized crops and mirroring, ImageNet's mean and
     deviation; inception: also smaller crops and colour distortion, values from -1 to 1, for v2 ResNets at 299."""
-    image_size: int | None = None
-    """Side in pixels of what a folder or shards yield. Left out: 224, or 299 with inception preprocessing."""
-    strict: bool = False
-    """Stop at an image that cannot be read; otherwise it is named, counted and passed over."""
-    limit: int | None = None
-    """At most so many training images of each class, counted after validation is held out. Not for shards."""
-    workers: int = 2
-    """Processes that decode a folder or shards; 0 decodes in the main process. They do not change what is read."""
-    synthetic_shape: tuple[int, int, int] = (3, 32, 32)
-    """Channels, height and width of synthetic images."""
-    synthetic_classes: int = 10
-    """Number of classes of synthetic images."""
-    synthetic_count: int = 1000
-    """Number of synthetic training images, validation included; there are a quarter as many test images."""
+    image_size: Rare[int | None] = None
+    """The side in pixels of what a folder or shards yield. By default it is 224, or 299 for inception."""
+    strict: Rare[bool] = False
+    """Whether an image that cannot be read ends the run. Otherwise it is named, counted and passed over."""
+    limit: Rare[int | None] = None
+    """The most training images of each class, counted after validation is held out. Shards do not have it."""
+    workers: Rare[int] = 2
+    """How many processes decode a folder or shards. 0 decodes in the main process. They do not change what is read."""
+    synthetic_shape: Rare[tuple[int, int, int]] = (3, 32, 32)
+    """The channels, height and width of synthetic images."""
+    synthetic_classes: Rare[int] = 10
+    """The number of classes of synthetic images."""
+    synthetic_count: Rare[int] = 1000
+    """The number of synthetic training images, validation included. There are a quarter as many test images."""
 
     def __post_init__(self) -> None:
         if self.root is not None:
             object.__setattr__(self, "root", Path(self.root).expanduser())  # text will do, and so will ~
-        if self.name not in get_args(DataName):
-            near = difflib.get_close_matches(str(self.name), get_args(DataName), n=1, cutoff=0.4)
+        if self.name not in get_args(DataName) and not own.is_own("data", self.name):
+            known = (*get_args(DataName), *own.offered("data"))
+            near = difflib.get_close_matches(str(self.name), known, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UntiedError(f"unknown data set {self.name!r}: possible are {', '.join(get_args(DataName))}{hint}")
+            raise UntiedError(
+                f"unknown data set {self.name!r}: possible are {', '.join(known)}, and your own as "
+                f"package.module:function{hint}"
+            )
         sizes = dict.fromkeys(("image_size",), 2**14) | dict.fromkeys(("synthetic_classes", "synthetic_count"), 10**8)
         bounded(self, batch_size=10**9, evaluation_batch_size=10**9, workers=1024, limit=10**9, **sizes)
         for field, possible in (("augment", get_args(Augment)), ("preprocessing", get_args(Preprocess))):
@@ -92,7 +104,7 @@ class DataConfig:
             raise UntiedError(f"limit is {self.limit}: it must be at least 1 image per class, or left out")
         if len(self.synthetic_shape) != 3 or min(self.synthetic_shape) < 1:
             raise UntiedError(f"synthetic_shape is {self.synthetic_shape}: it must be positive channels, height, width")
-        if self.name in ("digits", "synthetic") and self.root is not None:
+        if self.name in (*GENERATED, "digits", "synthetic") and self.root is not None:
             raise UntiedError(
                 f"root is {str(self.root)!r} but {self.name} reads no files: leave root out, or change name"
             )
@@ -100,10 +112,20 @@ class DataConfig:
             raise UntiedError(f"data {self.name} needs root, the path that holds train/ and val/")
         if self.name == "shards" and self.limit is not None:
             raise UntiedError("limit needs the class of every image, which shards do not list: leave it out")
-        if self.download and self.name not in DOWNLOADABLE:
+        if self.is_own or self.name in GENERATED:
+            way_out = "is data of your own: do it in its Dataset" if self.is_own else "has no images: leave it out"
+            for field in ("limit", "augment", "image_size"):
+                if getattr(self, field) not in (None, "none"):
+                    raise UntiedError(f"{field} is set, but {self.name} {way_out}")
+        if not self.is_own and self.download and self.name not in DOWNLOADABLE:
             raise UntiedError(
                 f"download is set, but {self.name} needs none: leave it out, or choose one of {', '.join(DOWNLOADABLE)}"
             )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a user's function, or an installed package, makes the data."""
+        return self.name not in get_args(DataName)
 
     @property
     def size(self) -> int:

@@ -16,12 +16,21 @@ class Dataset:
     name: str
     """For display, such as "CIFAR-10 (JPEG)"."""
     classes: tuple[str, ...]
-    input_shape: tuple[int, int, int]
-    """Channels, height, width."""
+    input_shape: tuple[int, ...]
+    """Of an input: channels, height, width of images."""
     train: Loader
     validation: Loader
     """No images, and no batches, where the configured fraction is 0."""
     test: Loader
+    task: str = "classification"
+    """What the data are for, unless the user says otherwise."""
+    outputs: int = 0
+    """How many outputs a network needs; by default one for each class."""
+    vocabulary: int = 0
+    """Number of tokens, where inputs are tokens."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", self.outputs or len(self.classes))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -30,5 +39,7 @@ class Dataset:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.sizes.items())
-        shape = "×".join(map(str, self.input_shape))
-        return f"{self.name}: {sizes} images of {shape}, {len(self.classes)} classes"
+        what = "images" if self.task == "classification" and len(self.input_shape) == 3 else "examples"
+        shape = "×".join(map(str, self.input_shape)) if isinstance(self.input_shape, tuple) else str(self.input_shape)
+        kinds = "tokens" if self.vocabulary else "classes"
+        return f"{self.name}: {sizes} {what} of {shape}" + (f", {len(self.classes)} {kinds}" if self.classes else "")

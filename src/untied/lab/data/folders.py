@@ -15,7 +15,7 @@ from untied.errors import UntiedError
 from untied.lab.data.config import DataConfig
 from untied.lab.data.dataset import Dataset
 from untied.lab.data.images import ImageLoader, Item
-from untied.lab.data.loader import Batch
+from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.preprocessing import preprocessing
 from untied.lab.data.splits import split
 from untied.lab.data.tensors import Normalise
@@ -108,6 +108,10 @@ class FolderLoader(ImageLoader):
         super().__init__(len(files), *arguments, **options)
         self.files = files
         self.labels = labels
+
+    def still(self, like: Loader) -> FolderLoader:
+        arguments, options = self.as_in(like)
+        return FolderLoader(self.files, self.labels, *arguments, **options)
 
     def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:
         # drawn for the whole epoch at once, so that leaving out batches or parts of them changes no other

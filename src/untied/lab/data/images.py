@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -133,6 +133,13 @@ class ImageLoader(Loader):
         self.device = torch.device(device)
         self.workers = workers
         self.strict = strict
+
+    def as_in(self, like: Loader) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a loader that prepares its images as another one does."""
+        assert isinstance(like, ImageLoader)  # of the same data set
+        return (like.transform, like.normalise, like.batch_size), {
+            "device": self.device, "workers": self.workers, "strict": self.strict,
+        }  # fmt: skip
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Batch]:
         """Read batches of items. Damaged ones are noted in ``damaged``; in training the batches stay full.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from untied.errors import UntiedError
 
 __all__ = ["Batch", "Loader"]
 
-Batch = tuple[Tensor, Tensor]
-"""Images (n, channels, height, width) float, normalised; labels (n,) long."""
+Batch = tuple[Any, Any]
+"""Inputs and targets: of images (n, channels, height, width) float, normalised, and labels (n,) long. Other data have
+tensors of other shapes, or nested lists and mappings of tensors."""
 
 
 class Loader(ABC):
@@ -70,6 +72,10 @@ class Loader(ABC):
                 f"use a multiple of {count}, such as {-(-self.batch_size // count) * count}"
             )
         return self.read(self.generator(epoch), start, share)
+
+    @abstractmethod
+    def still(self, like: Loader) -> Loader:
+        """All these examples, in their stored order, prepared and batched as another loader's are: for a score."""
 
     @abstractmethod
     def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:

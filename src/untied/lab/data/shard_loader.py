@@ -14,7 +14,7 @@ from untied.lab.data.config import DataConfig
 from untied.lab.data.dataset import Dataset
 from untied.lab.data.folders import folder_of_test
 from untied.lab.data.images import ImageLoader, Item
-from untied.lab.data.loader import Batch
+from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.preprocessing import preprocessing
 from untied.lab.data.shards import Index, Sample, open_index, samples
 from untied.lab.data.tensors import Normalise
@@ -40,6 +40,10 @@ class ShardLoader(ImageLoader):
     def __init__(self, index: Index, *arguments: Any, **options: Any) -> None:
         super().__init__(sum(index.shards.values()), *arguments, **options)
         self.index = index
+
+    def still(self, like: Loader) -> ShardLoader:
+        arguments, options = self.as_in(like)
+        return ShardLoader(self.index, *arguments, **options)
 
     def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:
         rank, count = share

@@ -110,6 +110,9 @@ class TensorLoader(Loader):
         self.reach = reach
         self.mirror = mirror
 
+    def still(self, like: Loader) -> TensorLoader:
+        return TensorLoader(self.images, self.labels, self.normalise, like.batch_size)
+
     def read(self, generator: torch.Generator, start: int, share: tuple[int, int]) -> Iterator[Batch]:
         device = self.images.device
         # drawn for the whole epoch at once, so that leaving out batches or parts of them changes no other

@@ -29,18 +29,18 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
 
 
 def mlp(
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     *,
     widths: Sequence[int] = WIDTHS,
     activation: str = "relu",
 ) -> nn.Sequential:
-    """Linear layers ``fc1``, ``fc2``, ... with an activation between them, on flattened images.
+    """Linear layers ``fc1``, ``fc2``, ... with an activation between them, on flattened inputs of any shape.
 
     Hidden weights are drawn as in He et al. (2015), normal of variance gain² / inputs; biases start at zero.
 
     Args:
-        input_shape: channels, height, width.
+        input_shape: of an input, such as channels, height, width.
         classes: number of outputs.
         widths: units of each hidden layer; none gives a linear classifier.
         activation: a key of ``ACTIVATIONS``.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from untied.lab.neural.networks import PIXELS, Network, networks
 from untied.lab.neural.preprocess import Prepared, Seeing, prepare
 from untied.lab.neural.recording import Recording
 from untied.lab.plots import save
-from untied.lab.record import RunFolder, file_name, plain
+from untied.lab.record import RunFolder, file_name, new_folder, plain
 
 __all__ = ["NeuralConfig", "again", "neural"]
 
@@ -43,6 +43,8 @@ class NeuralConfig:
 
     untied neural convert makes a recording from arrays. The same command with the same --out goes on where it stopped.
     """
+
+    command: ClassVar[str] = "neural"
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of untied train, untied compare or untied transfer, or a folder of runs; runs of one rule are its seeds.
@@ -119,8 +121,6 @@ def neural(config: NeuralConfig, console: Console | None = None) -> int:
         raise UntiedError(
             "no recording is given: --recording FILE; untied neural convert makes one, see docs/neural.md"
         )
-    out = config.out or Path("runs") / time.strftime("neural-%Y%m%d-%H%M%S")
-    config = replace(config, out=out)
     recordings = read_all(config.recording)
     found = networks(
         config.runs, config.checkpoint, config.root, config.random, config.pixels, lambda line: say(console, line)
@@ -132,15 +132,17 @@ def neural(config: NeuralConfig, console: Console | None = None) -> int:
         say(console, str(r))
     for network in {n.model: n for n in reversed(found)}.values():
         layers_of(network, network.load(), network.seeing(), config)  # unknown names are found now, not in an hour
+    out = config.out or new_folder("neural")
+    config = replace(config, out=out)
     folder = opened(config)
     done: list[str] = []
-    with interruptible():
+    with interruptible() as codes:
         try:
             for name in fit_all(config, folder, found, recordings, console):
                 done.append(name)
         except KeyboardInterrupt:
             say(console, f"interrupted: {len(done)} fits are kept; the same command with --out {out}  goes on")
-            return 130
+            return codes[0]
     seen = list(dict.fromkeys(f"{n.model}: {n.seeing().words}" for n in found if n.model != PIXELS))
     about = [{"name": r.name, "words": str(r), "about": r.about, "noise": r.reliability[1]} for r in recordings]
     folder.write_json("results.json", {"fits": done, "recordings": about, "seen": seen, "rows": []})

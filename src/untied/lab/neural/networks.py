@@ -15,8 +15,8 @@ from torch import nn
 
 from untied.errors import UntiedError
 from untied.lab import checkpoint
-from untied.lab.compare import weights_name
-from untied.lab.config import CompareConfig, TrainConfig, label
+from untied.lab.compare import weights_kept
+from untied.lab.config import CompareConfig, TrainConfig, is_called, label
 from untied.lab.data import Dataset
 from untied.lab.evaluate import load_run
 from untied.lab.loop import dataset, network
@@ -135,7 +135,7 @@ def sources_of(given: str, say: Callable[[str], None]) -> Iterator[Source]:
         raise UntiedError(f"{path} is no run of untied train or untied compare, and no study: it has no network")
     config = from_mapping(CompareConfig, settings, f"config of {path}")
     there = set(folder.weight_names())
-    kept = [(e, seed) for e in config.rules for seed in config.all_seeds if weights_name(e, seed) in there]
+    kept = [(e, seed) for e in config.rules for seed in config.all_seeds if weights_kept(e, seed, there)]
     if not kept:
         raise UntiedError(f"{path} has no weights: the comparison has finished no run")
     for entry, seed in kept:
@@ -192,7 +192,7 @@ def trained_network(source: Source, which: Which, name: str) -> Network:
             ].eval()  # the data of every seed are the same
 
     else:
-        kept = weights_name(source.entry, config.seed)
+        kept = weights_kept(source.entry, config.seed, set(folder.weight_names())) or ""
         file = source.path / "weights" / f"{kept}.safetensors"
 
         def load() -> nn.Module:
@@ -215,7 +215,7 @@ def accuracy(folder: RunFolder, source: Source) -> float | None:
     result = folder.read_json("results.json")
     if source.entry is None:
         return dict(result).get("accuracy")
-    row = next((r for r in result if r["rule"] == label(source.entry)), None)
+    row = next((r for r in result if is_called(r["rule"], source.entry)), None)
     values = [] if row is None else row["accuracies"]
     first = from_mapping(CompareConfig, folder.config(), "config").first_seed
     place = source.config.seed - first

@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2 as transforms
 
+from untied.errors import UntiedError
 from untied.lab.data import DataConfig, Dataset
 from untied.lab.data.preprocessing import preprocessing
 from untied.lab.data.tensors import TensorLoader
@@ -33,7 +34,7 @@ class Seeing:
     transform: Callable[[Image], Tensor]
     normalise: Callable[[Tensor], Tensor]
     words: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     @property
     def key(self) -> str:
@@ -65,7 +66,10 @@ def as_trained(data: Dataset, config: DataConfig) -> Seeing:
     (bilinear, antialiased) to cover the size of their images, the centre of it; grey by luminance where they have
     one channel; 0 to 255 brought to the range of their values; their mean and standard deviation.
     """
+    if len(data.input_shape) != 3:
+        raise UntiedError(f"{data.name} has inputs of {data.input_shape}: only networks that see images can be fitted")
     channels, height, width = data.input_shape
+    shape = (channels, height, width)
     loader = data.train
     if not isinstance(loader, TensorLoader):
         chosen = preprocessing(config)
@@ -74,7 +78,7 @@ def as_trained(data: Dataset, config: DataConfig) -> Seeing:
             lambda image: transforms.functional.pil_to_tensor(chosen.evaluation(image)),
             lambda pixels: (pixels.float() - mean) / std,
             f"{config.preprocessing} preprocessing for evaluation, {height}×{width} RGB",
-            data.input_shape,
+            shape,
         )
     low, high = 0.0, 255.0
     if loader.images.dtype != torch.uint8:
@@ -100,7 +104,7 @@ def as_trained(data: Dataset, config: DataConfig) -> Seeing:
         normalise,
         f"resized (bilinear, antialiased) to {height}×{width}, the centre, {'grey' if channels == 1 else 'RGB'}"
         f"{values}, mean and standard deviation of {data.name}",
-        data.input_shape,
+        shape,
     )
 
 

@@ -16,7 +16,7 @@ from untied.lab.neural.fits import Fit
 from untied.lab.neural.networks import PIXELS, RANDOM
 from untied.lab.neural.recording import regions
 from untied.lab.neural.scores import corrected, mean, median, sem
-from untied.lab.tables import LONG_NAMES
+from untied.rules import NAMED
 
 __all__ = ["BEST", "RDM", "Row", "is_floor", "panels", "reference", "rows", "short_names"]
 
@@ -94,7 +94,7 @@ def short_names(rules: Sequence[str]) -> dict[str, str]:
     """A rule's bare name, where that is enough to tell it from the others."""
     bare = {rule: re.split(r"[^\w]", rule, maxsplit=1)[0] for rule in rules}
     count = Counter(bare.values())
-    return {r: bare[r] if bare[r] in LONG_NAMES and count[bare[r]] == 1 and ", " not in tail(r) else r for r in rules}
+    return {r: bare[r] if bare[r] in NAMED and count[bare[r]] == 1 and ", " not in tail(r) else r for r in rules}
 
 
 def tail(rule: str) -> str:

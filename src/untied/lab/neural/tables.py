@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from untied.lab import writers
 from untied.lab.neural.fits import Fit
 from untied.lab.neural.scores import mean
 from untied.lab.neural.summary import BEST, RDM, Row, reference, short_names
@@ -79,49 +77,38 @@ def markdown_table(lines: Sequence[dict[str, str]]) -> str:
     """In GitHub's Markdown."""
     if not lines:
         return ""
-    heads = list(lines[0])
-    rule = [":--" if head in WORDS else "--:" for head in heads]
-    body = [[cell.replace("|", r"\|") for cell in line.values()] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *body))
+    return writers.markdown(list(lines[0]), [list(line.values()) for line in lines], WORDS)
 
 
 def rich_table(lines: Sequence[dict[str, str]]) -> Table:
     """For a terminal of 80 columns: without what the files have besides."""
     left_out = ("seeds", "sd over seeds", "neurons", "accuracy (%)")  # and differences by seed
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     heads = [head for head in (lines[0] if lines else []) if head not in left_out and not head.endswith("by seed")]
-    for head in heads:
-        longest = max(len(line[head]) for line in lines)
-        table.add_column(
-            head.replace(" ", "\n").replace("-", "-\n"), justify="left" if head in WORDS else "right",
-            no_wrap=head != "rule", min_width=min(longest, 14) if head == "rule" else None,
-        )  # fmt: skip
-    for line in lines:
-        table.add_row(*(Text(line[head].partition(" (")[0]) for head in heads))
-    return table
+    return writers.terminal(
+        heads, [[line[head].partition(" (")[0] for head in heads] for line in lines], WORDS,
+        titles={head: head.replace(" ", "\n").replace("-", "-\n") for head in heads}, wrapped=["rule"],
+        widths={"rule": min(max((len(line["rule"]) for line in lines), default=0), 14)},
+    )  # fmt: skip
 
 
 def csv_table(rows: Sequence[Row]) -> str:
     """Every row in full precision: pooled and single recordings, best and single layers."""
     names = [f.name for f in fields(Row) if f.name not in ("vector", "each", "apart")]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*names, "each_seed", "minus_reference_each_seed"])
+    lines: list[list[Any]] = []
     for row in rows:
         values = [getattr(row, name) for name in names]
         cells = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
         cells = [
             "" if name in ("order", "width", "used") and v == -1 else v for name, v in zip(names, cells, strict=True)
         ]
-        table.writerow([*cells, *(" ".join(f"{v:.6g}" for v in seeds) for seeds in (row.each, row.apart))])
-    return text.getvalue()
+        lines.append([*cells, *(" ".join(f"{v:.6g}" for v in seeds) for seeds in (row.each, row.apart))])
+    return writers.comma_separated([*names, "each_seed", "minus_reference_each_seed"], lines)
 
 
 def neurons_table(fits: Sequence[Fit]) -> str:
     """Every neuron's r, mean over splits, for each network and layer; and its reliability."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rule", "seed", "recording", "layer", "map", "region", "subject", "neuron", "r", "reliability"])
+    heads = ["rule", "seed", "recording", "layer", "map", "region", "subject", "neuron", "r", "reliability"]
+    lines: list[list[Any]] = []
     for fit in fits:
         for name in (key.removesuffix(".test") for key in fit.tensors if key.endswith(".test")):
             values = mean(fit.tensors[f"{name}.test"])
@@ -137,5 +124,5 @@ def neurons_table(fits: Sequence[Fit]) -> str:
                     fit.neurons[j],
                 ]
                 rho = fit.tensors["reliability"][j]
-                table.writerow([*about, number(r, ".5f").replace("–", ""), number(rho, ".5f").replace("–", "")])
-    return text.getvalue()
+                lines.append([*about, number(r, ".5f").replace("–", ""), number(rho, ".5f").replace("–", "")])
+    return writers.comma_separated(heads, lines)

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import optuna
+from optuna.trial import BaseTrial
 
 from untied.errors import UntiedError
-from untied.lab.config import PRESETS, CompareConfig, DeviceConfig, TrainConfig, parse_entry
+from untied.lab.config import CompareConfig, DeviceConfig, TrainConfig, parse_entry
 from untied.lab.reading import from_mapping
 from untied.lab.recipes import over, recipe
 from untied.lab.record import file_name, plain
+from untied.lab.secrets import without_password
 from untied.lab.study.gpus import SHARES
 from untied.lab.study.space import Space, space
-from untied.lab.study.storage import without_password
 from untied.rules import parse
 
 __all__ = ["KINDS", "NoiseConfig", "SearchConfig", "StudyConfig", "TransferConfig", "kind_of", "tuned"]
@@ -63,6 +63,11 @@ class StudyConfig:
             raise UntiedError(f"workers_per_gpu is {self.workers_per_gpu}: it must be from 1 to {SHARES}")
         if not self.silence >= 1:
             raise UntiedError(f"silence is {self.silence}: it must be at least 1 second")
+        if self.run.task not in ("", "classification") or self.run.data.name in ("text", "series"):
+            raise UntiedError(
+                f"run.task is {self.run.task or 'that of ' + self.run.data.name}, but studies compare accuracies of "
+                "classification: use untied compare, or untied train"
+            )
         if (self.run.devices.devices or 1) * self.run.devices.nodes > 1:
             raise UntiedError("run.devices asks for several processes, but a study's run has one device: start more "
                               "workers instead")  # fmt: skip
@@ -80,7 +85,7 @@ class StudyConfig:
         """The runs by key, each with the parameters that are fixed for it."""
         raise NotImplementedError(f"{type(self).__name__}.plan")
 
-    def configs(self, definition: Definition, trial: optuna.Trial) -> list[TrainConfig]:
+    def configs(self, definition: Definition, trial: BaseTrial) -> list[TrainConfig]:
         """The configurations of a planned run, one a seed."""
         raise NotImplementedError(f"{type(self).__name__}.configs")
 
@@ -109,7 +114,7 @@ class SearchConfig(StudyConfig):
     prune_after: int = 1
     """For median: epochs that every run is given."""
     sampler_seed: int = 0
-    """Of TPE's random numbers. With one worker the search can be repeated exactly."""
+    """Of TPE's random numbers. With one worker the search can be repeated exactly, however it was interrupted."""
 
     kind = "search"
 
@@ -132,7 +137,7 @@ class SearchConfig(StudyConfig):
         start = self.space_of(definition).start
         return {f"{i:04d}": dict(start[i]) if i < len(start) else {} for i in range(self.trials)}
 
-    def configs(self, definition: Definition, trial: optuna.Trial) -> list[TrainConfig]:
+    def configs(self, definition: Definition, trial: BaseTrial) -> list[TrainConfig]:
         own = self.space_of(definition)
         part = own.fill(own.suggest(trial)) | {"evaluate_on": "validation"}
         seeds = range(self.run.seed, self.run.seed + self.seeds)
@@ -143,9 +148,9 @@ class SearchConfig(StudyConfig):
 class GridConfig(StudyConfig):
     """Rules and architectures, every one with every other."""
 
-    rules: tuple[str, ...] = ("bp", "sa", "aa")
-    """Learning rules, each perhaps with a label and a colon before it: a rule as in untied compare, such as
-    "aa() @ Adam(lr=0.003)"; "ia-tpe: best of STUDY", the best setting of a search's folder; "recipe NAME"."""
+    rules: tuple[str, ...] = ("bp", "tuned:sa", "tuned:aa")
+    """Learning rules, each perhaps with a label, a colon and a space before it: a rule as in untied compare, such as
+    "aa @ Adam(lr=0.003)" or tuned:aa; "ia-tpe: best of STUDY", the best setting of a search's folder; "recipe NAME"."""
     models: tuple[str, ...] = ("resnet18-w8", "resnet34-w8", "resnet18v2-w8", "resnet34v2-w8")
     """Architectures."""
     seeds: int = 3
@@ -184,7 +189,7 @@ class GridConfig(StudyConfig):
                         planned[file_name("-".join(_word(k, v) for k, v in fixed.items()))] = fixed
         return planned
 
-    def configs(self, definition: Definition, trial: optuna.Trial) -> list[TrainConfig]:
+    def configs(self, definition: Definition, trial: BaseTrial) -> list[TrainConfig]:
         lists = {
             "rule": list(definition["definition"]),
             "model": list(self.models),
@@ -279,7 +284,7 @@ def entrant(text: str, run: TrainConfig) -> tuple[str, dict[str, Any]]:
     if match["recipe"]:
         return match["label"] or match["recipe"].rpartition("/")[2], tuned(recipe(match["recipe"]))
     entry = match["rule"].strip()
-    rule, backward = parse_entry(PRESETS.get(entry, entry), run.backward)
+    rule, backward = parse_entry(entry, run.backward)
     return match["label"] or entry, {"rule": str(rule), "backward": plain(backward)}
 
 

@@ -12,8 +12,6 @@ not agree on the time.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,45 +19,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from untied.lab.processes import here, is_gone
 from untied.lab.study.storage import LOST, patiently
 
-__all__ = ["Claim", "Progress", "Queue", "here"]
+__all__ = ["Claim", "Progress", "Queue"]
 
+T = TypeVar("T")
 Attempts = dict[str, list[FrozenTrial]]  # by the key of their run
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
-
-
-def here() -> dict[str, Any]:
-    """This process, as a trial names its worker: host, process namespace (containers share host names), number."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return {"host": socket.gethostname(), "space": space, "pid": os.getpid(), "began": _began(os.getpid())}
-
-
-def _began(pid: int) -> str:
-    """When a process started, in its system's own terms; empty if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def is_gone(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker is known to have ended: it was a process of this system, and is not there any more."""
-    mine = here()
-    if not worker.get("began") or any(worker.get(k) != mine[k] for k in ("host", "space")):
-        return False
-    return bool(_began(int(worker["pid"])) != worker["began"])
 
 
 @dataclass(frozen=True)
@@ -92,6 +66,7 @@ class Claim:
         lost: set when the run is no longer this worker's.
         before: the last attempt's folder name, and whether its worker is known to be gone.
         path: the folder in which it is trained, once that is known.
+        reports: steps and values that the database was told of.
     """
 
     trial: optuna.Trial
@@ -100,6 +75,11 @@ class Claim:
     before: tuple[str, bool] | None
     lost: threading.Event = field(default_factory=threading.Event)
     path: Path | None = None
+    reports: list[tuple[int, float]] = field(default_factory=list)
+
+    def about(self) -> dict[str, Any]:
+        """What the run's folder keeps, from which the study can be made again."""
+        return {"key": self.key, "attempt": self.attempt, "params": dict(self.trial.params)}
 
 
 class Queue:
@@ -110,6 +90,9 @@ class Queue:
         silence: seconds without a new heartbeat after which a worker is taken for dead.
         retries: how often a run that its worker did not survive is tried again.
         say: for a line about the database.
+
+    Attributes:
+        stopped: whether to wait no longer for a database that does not answer.
     """
 
     def __init__(
@@ -121,15 +104,20 @@ class Queue:
         self.silence = silence
         self.retries = retries
         self.say = say
+        self.stopped: Callable[[], bool] = lambda: False
         self._seen: dict[int, tuple[Any, float]] = {}  # by trial: its heartbeat, and since when it is the same
         self._looked = time.monotonic()
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """What a call to the database gives; see the function of this name."""
+        return patiently(call, say=self.say, stopped=self.stopped)
 
     # What there is
 
     def trials(self) -> Attempts:
         """The attempts at each planned run, in their order, without surplus ones. Each call asks the database."""
         by_key: Attempts = {key: [] for key in self.plan}
-        for trial in patiently(lambda: self.study.get_trials(deepcopy=False), say=self.say):
+        for trial in self.patiently(lambda: self.study.get_trials(deepcopy=False)):
             key = trial.user_attrs.get("key")
             if key in by_key and not trial.user_attrs.get("surplus"):
                 by_key[key].append(trial)
@@ -187,7 +175,7 @@ class Queue:
             about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
             if last is not None and "folder" in last.user_attrs:
                 about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
-            patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about), say=self.say)
+            self.patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about))
         return len(missing)
 
     def take(self, trials: Attempts | None = None) -> Claim | None:
@@ -198,14 +186,14 @@ class Queue:
         """
         trials = trials or self.trials()
         while any(t.state == TrialState.WAITING for attempts in trials.values() for t in attempts):
-            trial = patiently(self.study.ask, say=self.say)
-            about = patiently(partial(getattr, trial, "user_attrs"), say=self.say)
+            trial = patiently(self.study.ask)
+            about = self.patiently(partial(getattr, trial, "user_attrs"))
             key = about.get("key")
             if key not in self.plan:  # another worker took the last one in this moment, or the plan was longer once
                 self._close(trial, surplus=True)
                 trials = self.trials()
                 continue
-            patiently(partial(trial.set_user_attr, "worker", here()), say=self.say)
+            self.patiently(partial(trial.set_user_attr, "worker", here()))
             if self._may_be_surplus(trial, trials[key]) and self._may_be_surplus(trial, self.trials()[key]):
                 self._close(trial, surplus=True)
                 trials = self.trials()
@@ -249,7 +237,7 @@ class Queue:
         self._mark(claim.trial.number, "results", results)
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         try:
-            patiently(lambda: self.study.tell(claim.trial, None if pruned else value, state=state), say=self.say)
+            self.patiently(lambda: self.study.tell(claim.trial, None if pruned else value, state=state))
         except (ValueError, RuntimeError):  # it has ended: perhaps by our own words, before their answer was lost
             mine = next(t for ts in self.trials().values() for t in ts if t.number == claim.trial.number)
             return mine.state == state
@@ -259,14 +247,14 @@ class Queue:
         """Note something with a trial, if it has not ended."""
         storage = self.study._storage  # an Optuna trial that another process has begun has no public setter
         with suppress(RuntimeError):
-            patiently(lambda: storage.set_trial_user_attr(self._id(number), name, value), say=self.say)
+            self.patiently(lambda: storage.set_trial_user_attr(self._id(number), name, value))
 
     def _id(self, number: int) -> int:
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     def _fail(self, number: int) -> None:
         with suppress(ValueError, RuntimeError):  # somebody was faster
-            patiently(lambda: self.study.tell(number, state=TrialState.FAIL), say=self.say)
+            self.patiently(lambda: self.study.tell(number, state=TrialState.FAIL))
 
     # Watching
 
@@ -295,7 +283,7 @@ class Queue:
 
         def end() -> None:
             over.set()
-            thread.join(timeout=every + 60)
+            thread.join(timeout=1 if self.stopped() else every + 60)
 
         return end
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ import optuna
 from rich.console import Console
 from rich.table import Table
 
-from untied.lab import plots, report
+from untied.lab import plots, report, writers
 from untied.lab.record import RunFolder
 from untied.lab.report import Section
 from untied.lab.study import figures
@@ -236,21 +234,18 @@ def _word(value: Any) -> str:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table in GitHub's Markdown."""
-    lines = [table[0], [":--" if i == 0 else "--:" for i in range(len(table[0]))], *table[1:]]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    """A table in GitHub's Markdown, its first column on the left."""
+    return writers.markdown(table[0], table[1:], table[0][:1])
 
 
 def comma_separated(rows: Rows) -> str:
     """Every run of every seed, in full precision."""
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     columns = ("value", "weight_angle", "gradient_angle", "seconds")
-    writer.writerow(["run", "state", "folder", "accuracy", *columns[1:], "failure", *names])
+    lines = []
     for row in rows:
         for r in row["results"] or [{}]:
             numbers = [r.get(name) for name in columns]
             own = [row["params"].get(name) for name in names]
-            writer.writerow([row["run"], row["state"], r.get("folder"), *numbers, row["failure"], *own])
-    return out.getvalue()
+            lines.append([row["run"], row["state"], r.get("folder"), *numbers, row["failure"], *own])
+    return writers.comma_separated(["run", "state", "folder", "accuracy", *columns[1:], "failure", *names], lines)

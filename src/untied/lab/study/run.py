@@ -1,4 +1,4 @@
-"""`untied study`: start a study or go on with it, join it as a worker, see how far it is."""
+"""`untied study`: start a study or go on with it, join it as a worker, see how far it is and who trains."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 import yaml
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,17 +22,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from untied.errors import UntiedError
 from untied.lab.console import interruptible, say, stopping
 from untied.lab.loop import dataset
+from untied.lab.processes import is_gone, is_of_this_system, when_closed
 from untied.lab.reading import read_mapping
 from untied.lab.record import ENVIRONMENT, RunFolder, file_name
+from untied.lab.secrets import without_password
 from untied.lab.study.config import CHANGEABLE, KINDS, SearchConfig, StudyConfig, kind_of
 from untied.lab.study.gpus import claim_gpu
 from untied.lab.study.queue import Queue
-from untied.lab.study.storage import create, load, open_storage, without_password
+from untied.lab.study.sampler import Sampler
+from untied.lab.study.storage import NoAnswer, create, load, open_storage
 from untied.lab.study.worker import Worker
 
 __all__ = ["again", "join", "read_study", "run", "show"]
 
+GRACE = 60.0  # seconds in which a worker whose parent has ended puts its run back
 POLL, SLOWEST = 0.5, 5.0  # seconds between two looks at the database: longer where a look takes long
+DATABASES = ("study.db", "study.db-wal", "study.db-shm", "study.log", "study.log.lock")  # in a study's own folder
+DEFINITION = "definition.json"  # what a study has read from elsewhere, as a space from a file
 URL = "UNTIED_STORAGE"  # the environment variable with the database's URL, where none is given
 
 
@@ -75,11 +80,22 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
             claim_gpu(config.run.devices.accelerator, config.workers_per_gpu)
             worker = Worker(study, config, definition, folder.path / "runs", lambda line: say(console, line))
             with stopping(worker) as codes:
-                worker.work()
+                try:
+                    worker.work()
+                except NoAnswer as error:
+                    if not codes:
+                        raise
+                    say(console, f"untied: {error}")
             code = codes[0] if codes else 0
         else:
             code = supervise(config, queue, console)
-    finish(queue, folder, definition, console)
+    queue.stopped = lambda: bool(code)
+    try:
+        finish(queue, folder, definition, console)
+    except NoAnswer as error:
+        if not code:
+            raise
+        say(console, f"untied: {error}")
     if code:
         say(console, f"interrupted; the same command goes on, or  untied study run {folder.path / 'config.yaml'}")
     return code
@@ -109,28 +125,25 @@ def open_folder(path: Path, definition: dict[str, Any]) -> RunFolder:
         folder = RunFolder.open(path)
         if folder.config().get("kind") not in KINDS:
             raise UntiedError(f"the folder {path} holds a run that is not a study: choose another --out")
+        folder.write_json(DEFINITION, definition.get("definition"))
         folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return folder
     names = [p.name for p in path.iterdir()] if path.exists() else []
-    ours = ("study.db", "study.db-wal", "study.db-shm", "study.log", "runs", ENVIRONMENT)  # of a command killed, or new
+    ours = (*DATABASES, "runs", ENVIRONMENT, DEFINITION)  # of a command that was killed, or a new one
     if any(name not in ours and not name.endswith(".partial") for name in names):
         raise UntiedError(f"the folder {path} is not empty and does not hold a study: choose another --out")
     folder = RunFolder(path)
+    folder.write_json(DEFINITION, definition.get("definition"))
     folder.write_config(settings)
     return folder
 
 
-def with_sampler(study: optuna.Study, config: StudyConfig, worker: int = 0) -> None:
+def with_sampler(study: optuna.Study, config: StudyConfig) -> None:
     """Give a study its sampler and its pruner, which are not kept in the database."""
     if not isinstance(config, SearchConfig):
         study.pruner = optuna.pruners.NopPruner()
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of what TPE calls group
-        study.sampler = optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=config.startup,
-            seed=config.sampler_seed + worker,
-        )  # fmt: skip
+    study.sampler = Sampler(config.sampler_seed, config.startup)
     if config.prune == "median":
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=config.prune_after)
     elif config.prune == "hyperband":
@@ -149,13 +162,13 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
         UntiedError: workers end with errors, or die again and again.
     """
     threads = max(1, (os.cpu_count() or 1) // config.workers)
-    workers = [start(config, index, threads) for index in range(config.workers)]
+    workers = [start(config, threads) for _ in range(config.workers)]
     replaced, seen, code = 0, {t.number for t in queue.ended()}, 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown, interruptible():
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown, interruptible() as codes:
         bar = shown.add_task("runs", total=len(queue.plan), completed=len(seen), said="")
         try:
             while True:
@@ -176,12 +189,13 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
                 for worker in failed:
                     queue.bury()
                     workers.remove(worker)
+                    close(worker)
                     if worker.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # told to stop, not by us
                         say(console, "a worker was told to stop")
                     elif worker.returncode < 0 and replaced < config.retries * config.workers:
                         replaced += 1
                         say(console, f"a worker was killed (signal {-worker.returncode}); another one takes its place")
-                        workers.append(start(config, config.workers + replaced, threads))
+                        workers.append(start(config, threads))
                     elif not living:
                         raise UntiedError("the last worker has ended with an error: it said what went wrong above; "
                                           "the same command goes on")  # fmt: skip
@@ -189,36 +203,58 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
                     return 128 + signal.SIGTERM
                 time.sleep(pause)
         except KeyboardInterrupt:
-            code = 128 + signal.SIGINT
+            code = codes[0]
             say(console, "stopping the workers after their current step")
         finally:
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.terminate()
-            for worker in workers:
-                worker.wait()
+            end(workers)
     return code
 
 
-def start(config: StudyConfig, index: int, threads: int) -> subprocess.Popen[bytes]:
-    """A worker process, which leaves Ctrl-C to this one."""
+def end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Stop workers after their current step; a second Ctrl-C meanwhile does not wait for it."""
+    for worker in workers:
+        worker.terminate()  # one that has ended is left alone
+    try:
+        for worker in workers:
+            worker.wait()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.wait()
+        raise
+    finally:
+        for worker in workers:
+            close(worker)
+
+
+def close(worker: subprocess.Popen[bytes]) -> None:
+    """Let go of a worker's standard input."""
+    if worker.stdin is not None:
+        worker.stdin.close()
+
+
+def start(config: StudyConfig, threads: int) -> subprocess.Popen[bytes]:
+    """A worker process, which leaves Ctrl-C to this one, and ends with it."""
     command = [sys.executable, "-m", "untied", "study", "worker", "--study", config.name, "--out", str(config.out),
-               "--threads", str(threads), "--index", str(index), "--quiet"]  # fmt: skip
+               "--threads", str(threads), "--quiet", "--leash"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), URL: config.storage}  # it may have a password
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def join(
     url: str | None, name: str, out: Path | None = None, root: Path | None = None, threads: int | None = None,
-    index: int | None = None, wait: bool = True, quiet: bool = False, console: Console | None = None,
+    wait: bool = True, quiet: bool = False, leash: bool = False,
+    console: Console | None = None,
 ) -> int:  # fmt: skip
     """Work for a study, from any machine that reaches its database. Returns the exit code.
 
     Args:
         url, name: the database, and the study in it.
         out: the study's folder here, for run folders; root: where the data lies here, if not where the study says.
-        threads: for PyTorch. index: tells this worker's sampler from others'; by default at random.
+        threads: for PyTorch.
         wait: stay while others train the last runs, in case one of them is lost. quiet: say only what goes wrong.
+        leash: stop once nobody holds the other end of standard input.
 
     Raises:
         UntiedError: no such study, no GPU free, or the worker cannot go on.
@@ -233,14 +269,29 @@ def join(
     gpu = claim_gpu(config.run.devices.accelerator, config.workers_per_gpu)
     if threads is not None:
         torch.set_num_threads(threads)
-    with_sampler(study, config, int.from_bytes(os.urandom(3)) if index is None else index)
+    with_sampler(study, config)
     tell = (lambda line: None) if quiet else (lambda line: say(console, line))
     tell(f"worker of {config.kind} study {name}" + (f" on {gpu}" if gpu else ""))
     worker = Worker(study, config, definition, out / "runs", tell)
+    if leash:
+        when_closed(sys.stdin.fileno(), partial(let_go, worker))
     with stopping(worker) as codes:
-        ended = worker.work(wait)
+        try:
+            ended = worker.work(wait)
+        except NoAnswer as error:
+            if not codes:
+                raise
+            tell(f"untied: {error}")
+            return codes[0]
     tell(f"{ended} runs ended here")
     return codes[0] if codes else 0
+
+
+def let_go(worker: Worker) -> None:
+    """Whoever has started this worker is gone: it puts its run back, and does not wait for a database to do so."""
+    worker.stop = True
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def known(url: str | None) -> str:
@@ -358,9 +409,10 @@ def show(folder: Path | None, url: str | None, name: str | None, console: Consol
         for trial in attempts:
             if trial.state == TrialState.RUNNING:
                 worker = trial.user_attrs.get("worker") or {}
+                lives = ("gone" if is_gone(worker) else "lives") if is_of_this_system(worker) else "not of this system"
                 epochs = max(trial.intermediate_values, default=0)
                 say(console, f"  {key}: epoch {epochs}, on {worker.get('host', 'an unknown machine')}, "
-                             f"process {worker.get('pid', '?')}, attempt {len(attempts)}")  # fmt: skip
+                             f"process {worker.get('pid', '?')} ({lives}), attempt {len(attempts)}")  # fmt: skip
     rows = [row for row in rows_of(queue) if row["value"] is not None]
     if rows and isinstance(config, SearchConfig):
         best = max(rows, key=lambda row: row["value"])

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
+from optuna.trial import BaseTrial
 
 from untied.errors import UntiedError
 from untied.lab import recipes
@@ -57,7 +57,7 @@ class Parameter:
         """Whether it is there beside these values."""
         return all(other in values and values[other] in possible for other, possible in self.when)
 
-    def suggest(self, trial: optuna.Trial) -> Any:
+    def suggest(self, trial: BaseTrial) -> Any:
         """Its value in a trial."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
@@ -95,7 +95,7 @@ class Space:
         """
         return Space(*_Reader(what).read(values))
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """The values of the parameters that are there in a trial."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 import warnings
@@ -13,12 +12,14 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from untied.errors import UntiedError
+from untied.lab.secrets import redacted, without_password
+from untied.lab.study.journal import open_journal
 
-__all__ = ["NoAnswer", "create", "load", "open_storage", "patiently", "without_password"]
+__all__ = ["NoAnswer", "NoStudy", "create", "load", "open_storage", "patiently"]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # we say ourselves what happens
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -56,6 +57,14 @@ LOST = (StorageInternalError, SQLAlchemyError, OSError)
 T = TypeVar("T")
 
 
+class NoStudy(UntiedError):
+    """The database has no study of this name."""
+
+
+class Nameless(UntiedError):
+    """A study of this name says nothing of itself."""
+
+
 class NoAnswer(UntiedError):
     """The database did not answer for longer than a worker waits."""
 
@@ -69,7 +78,7 @@ def open_storage(url: str) -> BaseStorage:
     shown = without_password(url)
     try:
         if url.startswith("journal:"):
-            return _journal(Path(url.removeprefix("journal:")))
+            return open_journal(Path(url.removeprefix("journal:")))
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was cut is replaced
@@ -109,29 +118,12 @@ def with_driver(url: str) -> str:
     return url
 
 
-def _journal(path: Path) -> BaseStorage:
-    from optuna.storages.journal import JournalFileBackend
-
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab"):  # say at once if it cannot be written
-        pass
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def without_password(url: str) -> str:
-    """A URL that can be shown."""
-    url = re.sub(r"([?&]passw(?:or)?d=)[^&]*", r"\g<1>***", url)
-    head, at, rest = url.rpartition("@")
-    scheme, slashes, user = head.partition("://")
-    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{rest}" if at and ":" in user else url
-
-
 def reason(error: BaseException) -> str:
     """The innermost of what went wrong, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
     words = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
-    return words.partition(" (Background on")[0][:300]
+    return redacted(words.partition(" (Background on")[0])[:300]
 
 
 def create(
@@ -154,7 +146,13 @@ def create(
         pass
     except LOST as error:
         raise UntiedError(f"cannot write the study {name}: {reason(error)}") from error
-    study, there = load(storage, name)
+    try:
+        study, there = load(storage, name)
+    except Nameless:  # whoever made it was killed before it had said what it is
+        study, there = optuna.load_study(storage=storage, study_name=name), definition
+        if study.user_attrs or study.get_trials(deepcopy=False) or study.direction.name != "MAXIMIZE":
+            raise
+        patiently(lambda: study.set_user_attr("untied", {"format": FORMAT, "definition": definition}), seconds=0)
     for key in dict.fromkeys([*definition, *there]):
         if key not in changeable and definition.get(key) != there.get(key):
             where, its, mine = _difference(key, there.get(key), definition.get(key))
@@ -180,7 +178,7 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
         study = optuna.load_study(storage=storage, study_name=name)
     except KeyError:
         known = optuna.get_all_study_names(storage)
-        raise UntiedError(f"there is no study {name!r} in this storage: it has {', '.join(known) or 'none'}") from None
+        raise NoStudy(f"there is no study {name!r} in this storage: it has {', '.join(known) or 'none'}") from None
     except LOST as error:
         raise UntiedError(f"cannot read the study {name}: {reason(error)}") from error
     ours = patiently(lambda: study.user_attrs, seconds=0).get("untied")
@@ -188,7 +186,7 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
         time.sleep(1.0)
         ours = patiently(lambda: study.user_attrs, seconds=0).get("untied")
     if not isinstance(ours, dict):
-        raise UntiedError(f"the study {name!r} was not made by untied: choose another --name")
+        raise Nameless(f"the study {name!r} was not made by untied: choose another --name")
     if ours.get("format") != FORMAT:
         raise UntiedError(
             f"the study {name!r} has format {ours.get('format')}, this version of untied has {FORMAT}: "
@@ -206,21 +204,29 @@ def _difference(key: str, there: Any, here: Any) -> tuple[str, str, str]:
     return key, repr(there)[:80], repr(here)[:80]
 
 
-def patiently(call: Callable[[], T], seconds: float = 900.0, say: Callable[[str], None] = lambda line: None) -> T:
+def patiently(
+    call: Callable[[], T], seconds: float = 900.0, say: Callable[[str], None] = lambda line: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> T:  # fmt: skip
     """What a call to the database gives, trying again while it cannot be reached.
 
+    Args:
+        seconds: to go on trying. say: for a line, at the first failure. stopped: whether to give up now.
+
     Raises:
-        NoAnswer: it could not for so many seconds.
+        NoAnswer: it could not be reached for so long.
     """
     began, pause, said = time.monotonic(), 0.5, False
     while True:
         try:
             return call()
         except LOST as error:
-            if time.monotonic() - began + pause > seconds:
+            if stopped() or time.monotonic() - began + pause > seconds:
                 raise NoAnswer(f"the study's database does not answer: {reason(error)}") from error
             if not said:
                 say(f"the study's database does not answer ({reason(error)}); trying again")
                 said = True
-            time.sleep(pause)
+            until = time.monotonic() + pause
+            while time.monotonic() < until and not stopped():
+                time.sleep(min(0.2, pause))
             pause = min(2 * pause, 15.0)

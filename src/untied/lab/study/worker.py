@@ -19,11 +19,13 @@ from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.data import load
 from untied.lab.devices import fabric_of
+from untied.lab.environment import same_threads
 from untied.lab.loop import NotFinite, Run, Stopped, dataset
-from untied.lab.record import ENVIRONMENT, TRACEBACK, RunFolder, plain
+from untied.lab.processes import LOCK
+from untied.lab.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, RunFolder, begun, plain
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
-from untied.lab.study.storage import NoAnswer, patiently
+from untied.lab.study.storage import NoAnswer
 
 __all__ = ["Worker"]
 
@@ -54,6 +56,7 @@ class Worker:
         self.say = say
         self.queue = Queue(study, config.plan(definition), config.silence, config.retries, say)
         self._stop = False
+        self.queue.stopped = lambda: self._stop
         self.failed: set[str] = set()  # runs, since the last one that ended well
         self._run: Run | None = None
 
@@ -115,7 +118,10 @@ class Worker:
         end()
         self.failed.clear()
         values = [result["value"] for result in results]
-        counts = self.queue.tell(claim, sum(values) / len(values), pruned, results)
+        value = sum(values) / len(values)
+        ended = {"value": value, "pruned": pruned, "results": results, "reports": claim.reports}
+        RunFolder(self.runs / results[0]["folder"]).write_json(TRIAL, claim.about() | ended)
+        counts = self.queue.tell(claim, value, pruned, results)
         if counts:
             said = results[-1]["failure"] or f"{100 * values[-1]:.1f} %"
             self.say(f"{claim.key}: {'pruned at ' if pruned else ''}{said}")
@@ -166,14 +172,15 @@ class Worker:
         Raises:
             Stopped: this worker was stopped, or has lost the run.
         """
-        configs = patiently(lambda: self.config.configs(self.definition, claim.trial), say=self.say)
+        configs = self.queue.patiently(lambda: self.config.configs(self.definition, claim.trial))
         results: list[dict[str, Any]] = []
         many = len(configs) > 1
         for index, config in enumerate(configs):
             ending = f"-seed{config.seed}" if many else ""
             path = claim.path = self.place(claim, ending)
-            judge = _Judge(claim.trial, index, config.epochs + config.phases.delay, results, self.say)
-            result = self.single(config, path, claim, judge)
+            judge = _Judge(claim, index, config.epochs + config.phases.delay, results, self.queue)
+            with RunFolder(path).lock(self.say), same_threads(path / ENVIRONMENT):
+                result = self.single(config, path, claim, judge)
             about = {} if results else {"config": plain(config)}  # the others differ in their seed alone
             results.append(result | {"folder": path.name} | about)
             if judge.pruned:
@@ -191,9 +198,9 @@ class Worker:
             elif old.is_dir() and not (self.runs / f"{name}{ending}").exists():
                 partial = self.runs / f".{name}{ending}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(old, partial, ignore=shutil.ignore_patterns("*.partial"))
+                shutil.copytree(old, partial, ignore=shutil.ignore_patterns("*.partial", LOCK))
                 partial.rename(self.runs / f"{name}{ending}")
-        patiently(lambda: claim.trial.set_user_attr("folder", name), say=self.say)
+        self.queue.patiently(lambda: claim.trial.set_user_attr("folder", name))
         return self.runs / f"{name}{ending}"
 
     def single(self, config: TrainConfig, path: Path, claim: Claim, judge: _Judge) -> dict[str, Any]:
@@ -204,16 +211,17 @@ class Worker:
             UntiedError: the run cannot be trained, or its folder holds something else.
         """
         began = time.perf_counter()
-        if not (path / "config.yaml").is_file():
-            begun = (ENVIRONMENT, *(p.name for p in path.glob(".*.partial")))  # by a worker that was killed
-            foreign = [p.name for p in path.iterdir() if p.name not in begun] if path.exists() else []
-            if foreign:
+        if not (path / CONFIG).is_file():
+            if not begun(path):
+                ours = (ENVIRONMENT, LOCK)
+                foreign = next(p.name for p in path.iterdir() if p.name not in ours and p.suffix != ".partial")
                 raise UntiedError(
-                    f"the folder {path} has {foreign[0]} in it and does not hold a run: move it away, or choose "
+                    f"the folder {path} has {foreign} in it and does not hold a run: move it away, or choose "
                     "another --out"
                 ) from FileExistsError(path)
-            RunFolder.create(path, config, within=begun)
+            RunFolder.create(path, config)
         folder = RunFolder.open(path)
+        folder.write_json(TRIAL, claim.about())
         if (path / "results.json").is_file():  # trained, but its worker was killed before it could say so
             result = folder.read_json("results.json")
             classes = dataset(config.data, config.seed, str(fabric_for(config).device)).classes
@@ -270,14 +278,14 @@ class _Judge:
     With several seeds, an epoch of the second seed counts as the mean over both, at a later step.
     """
 
-    def __init__(self, trial: optuna.Trial, index: int, epochs: int, before: list[dict[str, Any]], say: Say) -> None:
-        self.trial, self.say = trial, say
+    def __init__(self, claim: Claim, index: int, epochs: int, before: list[dict[str, Any]], queue: Queue) -> None:
+        self.trial, self.reports, self.queue = claim.trial, claim.reports, queue
         self.first = index * epochs
         self.before = [result["value"] for result in before]
         self.epochs = 0
         self.value: float | None = None
         self.pruned = False
-        self.prunes = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
+        self.prunes = not isinstance(claim.trial.study.pruner, optuna.pruners.NopPruner)
         self._told = time.monotonic()
 
     def see(self, metrics: dict[str, Any]) -> None:
@@ -292,8 +300,10 @@ class _Judge:
         self._told = time.monotonic()
         seen = [*self.before, value]
         step = self.first + self.epochs
-        patiently(lambda: self.trial.report(sum(seen) / len(seen), step), say=self.say)
-        self.pruned = self.prunes and patiently(self.trial.should_prune, say=self.say)
+        mean = sum(seen) / len(seen)
+        self.queue.patiently(lambda: self.trial.report(mean, step))
+        self.reports.append((step, mean))
+        self.pruned = self.prunes and self.queue.patiently(self.trial.should_prune)
 
 
 _fabrics: dict[Any, Fabric] = {}
