@@ -10,7 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from cases import RuleCase, by_rule, small_batch, small_net, step
+from cases import (
+    LayerCase,
+    RuleCase,
+    assert_same,
+    build,
+    by_kind_of_layer,
+    by_layer,
+    by_rule,
+    gradients,
+    small_batch,
+    small_net,
+    step,
+)  # fmt: skip
 from untied import UntiedError
 from untied.geometry import Geometry
 from untied.layers import LAYERS, Untied, untied_layers
@@ -58,6 +70,41 @@ def test_with_B_equal_to_W_a_whole_model_backpropagates(name: str, rule: str) ->
     assert torch.equal(model(x), plain(x))
     untied.tie_(model)
     assert list(model.state_dict()) == list(plain.state_dict())
+
+
+class Gate(nn.Module):
+    """One layer, with an activation after it that may change the layer's output itself."""
+
+    def __init__(self, layer: nn.Module, call: dict[str, Any], inplace: bool) -> None:
+        super().__init__()
+        self.layer, self.call, self.inplace = layer, call, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.layer(x, **self.call), inplace=self.inplace)
+
+
+def gated(case: LayerCase, rule: str, inplace: bool) -> dict[str, Tensor | None]:
+    layer, x = build(case)
+    model = Gate(layer, case.call, inplace)
+    untied.untie_(model, rule)
+    torch.manual_seed(1)
+    with untied.record(model, targets=torch.ones(3 if "0d" in case.name else 2)) as tape:
+        loss = model(x).square().sum()
+    (loss + tape.penalty()).backward()
+    return gradients(model) | {"x": x.grad}
+
+
+@by_layer
+def test_an_in_place_activation_may_follow_any_layer(case: LayerCase) -> None:
+    assert_same(gated(case, "aa", inplace=True), gated(case, "aa", inplace=False))
+
+
+@by_kind_of_layer
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp", "sa", "mkp", "dfa(kernel=dense)", "pfa", "ldfa(rank=1)"])
+def test_an_in_place_activation_may_follow_any_route(case: LayerCase, rule: str) -> None:
+    if "dfa" in rule and case.name.endswith("unbatched"):
+        pytest.skip("the error of a lone image's map is refused: it has the look of a batch")
+    assert_same(gated(case, rule, inplace=True), gated(case, rule, inplace=False))
 
 
 def test_a_random_B_is_not_backpropagation() -> None:

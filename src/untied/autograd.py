@@ -11,7 +11,14 @@ from torch import Tensor
 from .errors import UntiedError
 from .geometry import Geometry
 
-__all__ = ["LossTerm", "cast_for_autocast", "untied_operation"]
+__all__ = ["LossTerm", "cast_for_autocast", "no_view", "untied_operation"]
+
+
+def no_view(y: Tensor) -> Tensor:
+    """y, same memory, as no view of another tensor: PyTorch forbids in-place operations, as `nn.ReLU(inplace=True)`
+    does, on a view that an autograd function returns. ``squeeze`` makes one, and `F.linear` on some processors.
+    """
+    return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
 
 
 class UntiedOperation(torch.autograd.Function):
@@ -25,7 +32,7 @@ class UntiedOperation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry, copies: float) -> Tensor:
-        return geometry.forward(x, W, bias)
+        return no_view(geometry.forward(x, W, bias))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

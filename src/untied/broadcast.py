@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .autograd import untied_operation
+from .autograd import no_view, untied_operation
 from .call import Layer
 from .errors import UntiedError
 from .geometry import Geometry
@@ -299,7 +299,7 @@ class _Source(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, targets: Tensor | None, ports: tuple[Port, ...], *tensors: Tensor | None) -> Tensor:
-        return y.view_as(y)
+        return no_view(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

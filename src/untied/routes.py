@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .autograd import untied_operation
+from .autograd import no_view, untied_operation
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 
@@ -218,7 +218,7 @@ class Oja(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, P: Tensor, factor: float) -> Tensor:
-        return y.view_as(y)
+        return no_view(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
