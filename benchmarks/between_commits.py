@@ -1,0 +1,105 @@
+"""Whether a step costs more than it did: `untied bench` of two commits, taking turns on one machine.
+
+    python benchmarks/between_commits.py 83d1194 HEAD                            some 15 minutes on 2 cores
+    python benchmarks/between_commits.py 83d1194 HEAD --repeats 2 -- --models cnn    what follows -- goes to untied bench
+
+Ratios to the plain network drift on a machine with neighbours, so one table is no proof. Each repeat times the earlier
+and the later commit one after the other, in an order that alternates; the differences are paired by repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from untied.lab.environment import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def timed(tree: Path, out: Path, options: list[str]) -> dict[str, dict[str, Any]]:
+    """Rows of `untied bench` by rule, of the library in ``tree``."""
+    command = [sys.executable, "-m", "untied", "bench", "--profile", "0", "--out", str(out), *options]
+    subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree / "src")}, check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    return {row["rule"]: row for row in json.loads((out / "results.json").read_text())}
+
+
+def difference(before: list[float], after: list[float]) -> str:
+    """The paired difference, with its 95 % interval."""
+    paired = [b - a for a, b in zip(before, after, strict=True)]
+    mean = statistics.mean(paired)
+    if len(paired) < 2:
+        return f"{mean:+.3f}"
+    half = float(stats.t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / len(paired) ** 0.5
+    return f"{mean:+.3f} ± {half:.3f}"
+
+
+def table(commits: list[str], repeats: list[list[dict[str, dict[str, Any]]]]) -> str:
+    """Markdown: a row for each rule that both commits have."""
+    lines = [
+        f"| rule | step / plain, {commits[0]} | {commits[1]} | difference | counted, {commits[0]} | {commits[1]} "
+        f"| memory above plain, {commits[0]} (MB) | {commits[1]} (MB) |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for rule in (name for name in repeats[0][0] if name in repeats[0][1]):
+        ratios = [[repeat[at][rule]["ratio"] for repeat in repeats] for at in (0, 1)]
+        counted = [repeats[0][at][rule]["counted"] for at in (0, 1)]
+        memory = [repeats[0][at][rule]["above_plain_mb"] for at in (0, 1)]
+        lines.append(
+            f"| `{rule}` | {statistics.mean(ratios[0]):.3f} | {statistics.mean(ratios[1]):.3f} | {difference(*ratios)} "
+            f"| {counted[0]:.3f} | {counted[1]:.3f} | {memory[0]:.1f} | {memory[1]:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    own, _, options = " ".join(sys.argv[1:]).partition(" -- ")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs=2, help="the earlier and the later commit")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "between-commits")
+    args = parser.parse_args(own.split())
+    names = [git("rev-parse", "--short", commit) for commit in args.commits]
+    repeats = []
+    with tempfile.TemporaryDirectory() as folder:
+        trees = [Path(folder) / str(at) for at in (0, 1)]
+        for tree, name in zip(trees, names, strict=True):
+            git("worktree", "add", "--detach", str(tree), name)
+        try:
+            for i in range(args.repeats):
+                found: dict[int, dict[str, dict[str, Any]]] = {}
+                for at in (0, 1) if i % 2 == 0 else (1, 0):
+                    out = Path(folder) / f"bench-{i}-{at}"
+                    found[at] = timed(trees[at], out, options.split() or ["--rounds", "4"])
+                repeats.append([found[0], found[1]])
+                print(table(names, repeats), flush=True)
+        finally:
+            for tree in trees:
+                git("worktree", "remove", "--force", str(tree))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps({"commits": names, "repeats": repeats}, indent=1) + "\n")
+    machine = environment()
+    (args.out / "README.md").write_text(
+        f"# A step of {names[1]} beside one of {names[0]}\n\nMade by `python benchmarks/between_commits.py "
+        f"{' '.join(sys.argv[1:])}`: {machine['cpu']}, {os.cpu_count()} cores, torch {machine['torch']}. Means over "
+        f"{len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference is paired by repeat, with its "
+        "95 % interval. `plain again` is the control: the plain network against itself.\n\n" + table(names, repeats)
+    )
+
+
+if __name__ == "__main__":
+    main()
