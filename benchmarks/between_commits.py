@@ -1,7 +1,7 @@
 """Whether a step costs more than it did: `untied bench` of two commits, taking turns on one machine.
 
     python benchmarks/between_commits.py 83d1194 HEAD                            some 15 minutes on 2 cores
-    python benchmarks/between_commits.py 83d1194 HEAD --repeats 2 -- --models cnn    what follows -- goes to untied bench
+    python benchmarks/between_commits.py 83d1194 HEAD --repeats 2 -- --models cnn    what follows -- is for untied bench
 
 Ratios to the plain network drift on a machine with neighbours, so one table is no proof. Each repeat times the earlier
 and the later commit one after the other, in an order that alternates; the differences are paired by repeat.
@@ -92,12 +92,13 @@ def main() -> None:
                 git("worktree", "remove", "--force", str(tree))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps({"commits": names, "repeats": repeats}, indent=1) + "\n")
-    machine = environment()
+    about = environment()
+    machine, torch = about["machine"], about["packages"]["torch"]
     (args.out / "README.md").write_text(
         f"# A step of {names[1]} beside one of {names[0]}\n\nMade by `python benchmarks/between_commits.py "
-        f"{' '.join(sys.argv[1:])}`: {machine['cpu']}, {os.cpu_count()} cores, torch {machine['torch']}. Means over "
-        f"{len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference is paired by repeat, with its "
-        "95 % interval. `plain again` is the control: the plain network against itself.\n\n" + table(names, repeats)
+        f"{' '.join(sys.argv[1:])}`: {machine['cpu']}, {machine['cores']} cores, torch {torch}. Means over "
+        f"{len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference is paired by repeat, with "
+        "its 95 % interval. `plain again` is the control: the plain network against itself.\n\n" + table(names, repeats)
     )
 
 
