@@ -36,6 +36,16 @@ def test_importing_untied_imports_torch_only() -> None:
     assert (new, lab, heavy) == ("untied", "", "")
 
 
+SLOW = ("torchmetrics", "transformers", "matplotlib", "torchvision.models", "scipy.stats", "sklearn", "pandas", "timm")
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "check", "study.worker", "study.run", "listing"])
+def test_a_command_starts_without_what_it_may_never_need(command: str) -> None:
+    pytest.importorskip("lightning_fabric", reason="the lab is not installed")
+    code = f"import sys, untied.lab.{command}; print(*(m for m in {SLOW} if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_public_names_exist_and_are_listed() -> None:
     for module in (
         untied, untied.dynamics, untied.geometry, untied.metrics, untied.operations, untied.primitives, untied.rules,

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from untied.errors import UntiedError
-from untied.lab import make_callable, plots, report
+from untied.lab import make_callable
 from untied.lab.check import verdict
 from untied.lab.config import TUNED, CompareConfig, PhaseConfig, label
 from untied.lab.console import ctrl_c_ignored, interruptible, say, shows_bars
@@ -328,6 +328,8 @@ def mean(values: list[float | None]) -> float | None:
 
 def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], console: Console) -> None:
     """Write table, figures and page; print the table."""
+    from untied.lab import plots, report  # here, as they are slow to import
+
     folder.write_json("results.json", rows)
     folder.write_text("table.md", report.markdown_table(rows))
     folder.write_text("table.csv", report.csv_table(rows))

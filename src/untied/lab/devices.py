@@ -10,9 +10,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -20,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from untied.errors import UntiedError
 from untied.lab.config import DeviceConfig
+from untied.lab.fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from untied.lab.sync_batch_norm import synchronised
 from untied.layers import Untied
 

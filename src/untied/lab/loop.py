@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,6 +32,7 @@ from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, Dataset, Loader, load
 from untied.lab.devices import agree, broadcast_buffers, gathered, prepared, single_device, summed, unsharded
 from untied.lab.edges import shown
+from untied.lab.fabric import Fabric
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan

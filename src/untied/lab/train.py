@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -27,6 +26,7 @@ from untied.lab.config import TrainConfig
 from untied.lab.console import say, shows_bars, stopping
 from untied.lab.devices import fabric_of
 from untied.lab.environment import same_threads
+from untied.lab.fabric import Fabric
 from untied.lab.fitting import check_fit
 from untied.lab.loop import LAST, NotFinite, Run, Stopped, dataset, identity, network, read_last, task_of
 from untied.lab.optim import Optimizers, rings

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from lightning_fabric import Fabric
 from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import SafetensorError
 
@@ -20,6 +19,7 @@ from untied.lab.config import TrainConfig
 from untied.lab.data import load
 from untied.lab.devices import fabric_of
 from untied.lab.environment import same_threads
+from untied.lab.fabric import Fabric
 from untied.lab.loop import NotFinite, Run, Stopped, dataset
 from untied.lab.processes import LOCK
 from untied.lab.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, RunFolder, begun, plain
