@@ -121,7 +121,7 @@ class Broadcast(Route):
         B = beside["backward_weight"]
         if torch.compiler.is_compiling() or not is_lazy(B):
             return
-        example = x.shape if geometry.batch_size(x) is None else x.shape[1:]
+        example = _example(x.shape, geometry)
         with torch.no_grad():
             B.materialize((int(beside["backward_outputs"]), *example))
             B.copy_(self.drawn(tuple(B.shape), B))
@@ -139,7 +139,12 @@ class Broadcast(Route):
         y = untied_operation(x, use.W, use.W.detach(), use.bias, use.geometry)
         if waits:
             collector.take(self, use, mark, x if learns else None, y.shape, copies)
-        return collector.hand_out(y) if collector.source is use.layer else y
+        return y
+
+
+def _example(x: torch.Size, geometry: Geometry) -> torch.Size:
+    """The shape of one example."""
+    return x[-1 - geometry.dims :] if geometry.positional else x[-1:]  # type: ignore[attr-defined]
 
 
 def _unheard(use: Use) -> Tensor:
@@ -203,6 +208,7 @@ class Port:
     Attributes:
         route, geometry, name: of the layer. copies: how much of its pseudogradient B takes.
         x, y: their shapes. learns: whether B takes any.
+        batch_first: whether x has the batch first, whatever the network has.
     """
 
     route: Broadcast
@@ -212,23 +218,47 @@ class Port:
     y: torch.Size
     copies: float
     learns: bool
+    batch_first: bool = False
 
-    def check(self, e: torch.Size, B: Tensor, source: str) -> None:
-        """Refuse before the backward pass what cannot be sent."""
-        C = B.shape[0]
+    def check(self, e: torch.Size, B: Tensor, source: str, by: Geometry, second: str | None) -> None:
+        """Refuse before the backward pass what cannot be sent.
+
+        Args:
+            e: the shape of the source's output. B: the kernel. source: its name. by: its geometry.
+            second: the name of a module with ``batch_first=False``, if the network has one.
+        """
+        C, x, given = B.shape[0], self.x, tuple(e)
+        e = _laid(e, self.geometry, by)
         spatial = self.geometry.positional and len(e) > 2
         outputs = e[1] if spatial else e[-1] if len(e) else None
-        fits = len(e) == 1 or (len(e) > 1 and e[0] == self.x[0])
+        if outputs != C:
+            self._refuse(
+                f"B is for {C} outputs, and the output of {source} is {given}: name the layer that B was made for, as in "
+                "untie_(model, 'dfa(source=NAME)')"
+            )
+        if second is not None and len(x) > 2 and not self.geometry.positional and (len(e) == 2) != self.batch_first:
+            self._refuse(
+                f"{second or 'the network'} has batch_first=False, so nothing says which examples the rows of its input "
+                f"{tuple(x)} are, beside the output {given} of {source}: build the network with batch_first=True"
+            )
+        if self.geometry.positional and self.route.kernel == "dense" and B.shape[1:] != _example(x, self.geometry):
+            self._refuse(
+                f"B was drawn for inputs {tuple(B.shape[1:])} and this one is {tuple(x)}: give images of one size, or "
+                "kernel=position"
+            )
+        fits = len(e) == 1 or (len(e) > 1 and e[0] == x[0])
         if fits and spatial and self.route.kernel == "position":
             fits = e[2:] == self.y[2:]
-        elif fits and not self.geometry.positional and min(len(e), len(self.x)) > 2:
-            fits = e[:-1] == self.x[:-1]
-        if outputs != C or not fits:
-            raise UntiedError(
-                f"layer {self.name}: B is for {C} outputs and an input of shape {tuple(self.x)}, and the output of "
-                f"{source} is {tuple(e)}, which cannot be sent there: name the last layer as source=NAME when you call "
-                "untie_, or leave the layer out with filter=..."
+        elif fits and not self.geometry.positional and min(len(e), len(x)) > 2:
+            fits = e[:-1] == x[:-1]
+        if not fits:
+            self._refuse(
+                f"its input is {tuple(x)} and the output of {source} is {given}, whose errors are not one for each example, "
+                "nor for each of its positions: name a layer of the same positions with source=NAME"
             )
+
+    def _refuse(self, why: str) -> None:
+        raise UntiedError(f"layer {self.name}: {why}, or leave it out with untie_(..., filter=...)")
 
     def error(self, e: Tensor, B: Tensor) -> Tensor:
         """M e, in x's shape."""
@@ -241,8 +271,11 @@ class Port:
             return sent.expand(self.x)
         if e.dim() > 2 and self.route.kernel == "position":
             return self._at_each().reconstruct(e, self._laid_out(B), like=e.new_empty(self.x))
-        M = B if self.route.kernel == "dense" else self._spread(B)
-        return (self._one(e) @ M.flatten(1)).view(self.x)
+        e = self._one(e)
+        if self.route.kernel == "dense":
+            return (e @ B.flatten(1)).view(self.x)
+        taps = self._taps(B).flatten(1)  # B first: M, of C times an example's size, is never made
+        return ((e @ B.flatten(1)).view(-1, taps.shape[0]) @ taps).view(self.x)
 
     def gradient(self, e: Tensor, x: Tensor, B: Tensor) -> Tensor:
         """The outer product of e and the layer's activity: d<e, M x> / dB."""
@@ -255,17 +288,15 @@ class Port:
         if e.dim() > 2 and self.route.kernel == "position":
             G = self._at_each().correlate(x, e)
             return G.transpose(0, 1) if self.geometry.transposed else G  # type: ignore[attr-defined]
-        G = self._one(e).reshape(-1, B.shape[0]).T @ x.reshape(-1, math.prod(self._example()))
+        e = self._one(e).reshape(-1, B.shape[0])
         if self.route.kernel == "dense":
-            return G.view(B.shape)
-        return (G.view(*B.shape[:2], -1) @ self._taps(x).flatten(1).T).view(B.shape)
+            return (e.T @ x.reshape(e.shape[0], -1)).view(B.shape)
+        heard = x.reshape(-1, math.prod(_example(self.x, self.geometry)[1:])) @ self._taps(x).flatten(1).T
+        return (e.T @ heard.view(e.shape[0], -1)).view(B.shape)
 
     def _one(self, e: Tensor) -> Tensor:
         """The error of an example: of all positions together."""
         return e.flatten(2).sum(2) if e.dim() > 2 else e
-
-    def _example(self) -> torch.Size:
-        return self.x[-1 - self.geometry.dims :]  # type: ignore[attr-defined]
 
     def _at_each(self) -> Geometry:
         return replace(self.geometry, groups=1)  # type: ignore[type-var]
@@ -279,14 +310,25 @@ class Port:
         count = math.prod(geometry.kernel_size)
         eye = torch.eye(count, dtype=like.dtype, device=like.device)
         K = eye.view(*((count, 1) if geometry.transposed else (1, count)), *geometry.kernel_size)
-        space = self._example()[1:]
+        space = _example(self.x, self.geometry)[1:]
         ones = like.new_ones(1, 1, *self.y[-len(space) :])
         return geometry.reconstruct(ones, K, like=like.new_empty(1, count, *space))[0]  # type: ignore[no-any-return]
 
-    def _spread(self, B: Tensor) -> Tensor:
-        """M [C, i, *space] of a kernel that is applied at every position: what e, repeated there, makes of it."""
-        taps = self._taps(B)
-        return (B.flatten(2) @ taps.flatten(1)).view(*B.shape[:2], *taps.shape[1:])
+
+def _laid(e: torch.Size, geometry: Geometry, by: Geometry) -> torch.Size:
+    """The shape that `_lay` gives."""
+    if len(e) <= 2 or geometry.positional == by.positional:
+        return e
+    return torch.Size((e[0], e[-1]) if geometry.positional else (e[0], *e[2:], e[1]))
+
+
+def _lay(e: Tensor, geometry: Geometry, by: Geometry) -> Tensor:
+    """The error of a source ``by`` as a layer of another geometry takes it: a map's features last for a dense layer, and
+    the sum over tokens for a convolution.
+    """
+    if e.dim() <= 2 or geometry.positional == by.positional:
+        return e
+    return e.flatten(1, -2).sum(1) if geometry.positional else e.movedim(1, -1)
 
 
 class _Source(torch.autograd.Function):
@@ -298,12 +340,14 @@ class _Source(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, targets: Tensor | None, ports: tuple[Port, ...], *tensors: Tensor | None) -> Tensor:
+    def forward(
+        y: Tensor, targets: Tensor | None, ports: tuple[Port, ...], by: Geometry, *tensors: Tensor | None
+    ) -> Tensor:
         return no_view(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, targets, ctx.ports, *tensors = inputs
+        _, targets, ctx.ports, ctx.by, *tensors = inputs
         ctx.save_for_backward(targets, *tensors[len(ctx.ports) :])
 
     @staticmethod
@@ -316,10 +360,10 @@ class _Source(torch.autograd.Function):
             B, x = saved[at].detach(), saved[count + at]
             x = None if x is None else x.detach()
             sent = e.sign() if port.route.signal == "sign" else targets if port.route.signal == "target" else e
-            sent = sent.to(B.dtype)
-            errors.append(port.error(sent, B) if ctx.needs_input_grad[3 + at] else None)
+            sent = _lay(sent.to(B.dtype), port.geometry, ctx.by)
+            errors.append(port.error(sent, B) if ctx.needs_input_grad[4 + at] else None)
             gradients.append((port.copies * port.gradient(sent, x, B)).contiguous() if port.learns else None)
-        return e, None, None, *errors, *gradients, *(None,) * count
+        return e, None, None, None, *errors, *gradients, *(None,) * count
 
 
 @dataclass
@@ -329,12 +373,15 @@ class Collector:
     Attributes:
         source: the layer whose output's error is sent; name: its name. names: of all layers, by id.
         targets: [n, C], or classes [n], for rules that send them.
+        second: the name of a module with ``batch_first=False``, if there is one. sent: whether an error went out.
     """
 
     source: Layer
     name: str
     names: Mapping[int, str]
     targets: Tensor | None = None
+    second: str | None = None
+    sent: bool = False
     waiting: list[tuple[Port, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
 
     def take(self, route: Broadcast, use: Use, mark: Tensor, x: Tensor | None, y: torch.Size, copies: float) -> None:
@@ -345,31 +392,53 @@ class Collector:
                 f"layer {name}: rule {use.layer.rule} sends a {route.signal}, which does not follow a loss scale: use "
                 "bfloat16 or float32 in place of float16"
             )
-        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None)
+        batch_first = bool(getattr(use.layer, "sees_batch_first", False))
+        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None, batch_first)
         self.waiting.append((port, mark, use.B, x))
 
-    def hand_out(self, y: Tensor) -> Tensor:
-        """The source's output, whose error goes to all that waits."""
+    def hand_out(self, y: Tensor, geometry: Geometry) -> Tensor:
+        """The source's output, whose error goes to all that waits.
+
+        Raises:
+            UntiedError: nobody has come to wait since the source's last call, whose error alone went out.
+        """
+        if not torch.is_grad_enabled() or _recomputed():
+            return y
         waiting, self.waiting = self.waiting, []
         if not waiting:
+            if self.sent:
+                raise UntiedError(
+                    f"{self.name} was called twice for one pass of the layers before it, and they take the error of one "
+                    "output: call it once, on all examples together, or name another layer as source=NAME"
+                )
             return y
+        self.sent = True
         ports = tuple(w[0] for w in waiting)
         for port, _, B, _ in waiting:
-            port.check(y.shape, B, self.name)
-        targets = self._targets(y) if any(port.route.signal == "target" for port in ports) else None
+            port.check(y.shape, B, self.name, geometry, self.second)
+        targets = self._targets(y, geometry) if any(port.route.signal == "target" for port in ports) else None
         marks, kernels, inputs = (tuple(w[i] for w in waiting) for i in (1, 2, 3))
-        return _Source.apply(y, targets, ports, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
+        return _Source.apply(y, targets, ports, geometry, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
 
-    def _targets(self, y: Tensor) -> Tensor:
+    def _targets(self, y: Tensor, geometry: Geometry) -> Tensor:
         """The targets in the output's shape; classes become one-hot."""
-        t = self.targets
-        if t is not None and not t.is_floating_point() and t.shape == (*y.shape[:-1],):
-            t = torch.nn.functional.one_hot(t.long(), y.shape[-1])
+        t, at = self.targets, geometry.features % y.dim() if y.dim() > 1 else 0
+        labels = (*y.shape[:at], *y.shape[at + 1 :])
+        if t is not None and not isinstance(t, Tensor):
+            raise UntiedError(f"targets are {type(t).__name__}: give a tensor, as torch.as_tensor(targets) is")
+        if t is not None and not (t.is_floating_point() or t.is_complex()) and t.shape == labels:
+            C, low, high = y.shape[at], *((int(t.min()), int(t.max())) if t.numel() else (0, 0))
+            if low < 0 or high >= C:
+                raise UntiedError(
+                    f"targets are classes from {low} to {high}, and {self.name} has {C} outputs: a rule that sends targets "
+                    "needs a class for every example; give one-hot rows of zeros where there is none"
+                )
+            t = torch.nn.functional.one_hot(t.long(), C).movedim(-1, at)
         if t is None or t.shape != y.shape:
-            given = "none were given" if t is None else f"those given are {tuple(t.shape)}"
+            given = "none were given" if t is None else f"those given are {tuple(t.shape)}, {t.dtype}"
             raise UntiedError(
                 f"a rule that sends targets needs them in the shape of {self.name}'s output, {tuple(y.shape)}, or as "
-                f"classes {tuple(y.shape[:-1])}, and {given}: use untied.record(model, targets=...)"
+                f"whole numbers, its classes, {labels}, and {given}: use untied.record(model, targets=...)"
             )
         return t.detach().to(y.device, y.dtype)
 
@@ -383,8 +452,13 @@ class Collector:
 
 
 @contextmanager
-def broadcasting(layers: Mapping[str, Layer], targets: Tensor | None = None) -> Iterator[None]:
+def broadcasting(
+    layers: Mapping[str, Layer], targets: Tensor | None = None, second: str | None = None
+) -> Iterator[None]:
     """Let the error of the source's output reach every layer whose route broadcasts, for one forward pass or several.
+
+    Args:
+        layers: by name. targets: for rules that send them. second: a module with ``batch_first=False``, if any.
 
     Raises:
         UntiedError: layers name two sources, or one that is not untied; a layer still waits at the end.
@@ -399,7 +473,7 @@ def broadcasting(layers: Mapping[str, Layer], targets: Tensor | None = None) -> 
     (name,) = named
     if name not in layers:
         raise UntiedError(f"source={name} is no untied layer: possible are {', '.join(layers)}; 'bp' unties it too")
-    collector = Collector(layers[name], name, {id(layer): n for n, layer in layers.items()}, targets)
+    collector = Collector(layers[name], name, {id(layer): n for n, layer in layers.items()}, targets, second)
     before = {n: layer.collector for n, layer in layers.items()}
     for n, layer in layers.items():
         layer.collector, layer.is_source = collector, n == name

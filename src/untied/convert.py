@@ -20,7 +20,7 @@ from . import foreign
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
-from .layers import LAYERS, Untied, beside_name, untied_layers
+from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, untied_layers
 from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .routes import Place
@@ -175,10 +175,12 @@ def untie_(
         _check_kernels(name, module)
     _check_shared(modules, chosen)
     # Everything that can fail comes first: an error leaves the model as it was.
+    _check_source(modules, chosen)
     source, outputs = _source(modules, chosen, rule)
-    if source and init != "like":
+    if init != "like" and not rule.takes_init:
         raise UntiedError(
-            f"init={init!r} says nothing of a B that is no kernel of its layer: write draw=... in the rule"
+            f"init={init!r} would change nothing under rule {rule}, whose errors pass no B of W's layout with a first "
+            f"value: leave it out{', or write draw=... in the rule' if source else ''}"
         )
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
@@ -241,6 +243,19 @@ def _geometry_of(module: nn.Module, weight: str) -> Geometry:
     return untied.geometry_of(weight)  # type: ignore[no-any-return, operator]
 
 
+def _check_source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -> None:
+    """Layers that broadcast already were made for the last layer of then: refuse one behind it."""
+    before = {n: m for n, m in modules.items() if isinstance(m, Untied)}
+    last = [n for n in modules if n in chosen or n in before][-1]
+    waits = [n for n, m in before.items() if m.rule.route.broadcasts and not m.rule.route.source]  # type: ignore[attr-defined]
+    if waits and last not in before:
+        source = list(before)[-1]
+        raise UntiedError(
+            f"layer {waits[0]} was untied to take the error of {source}, the last untied layer of then, and {last} comes "
+            f"after it: untie all in one call, or name the source, as in dfa(source={last})"
+        )
+
+
 def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: Rule) -> tuple[str, int | None]:
     """The layer whose output's error is broadcast, and how many features that has."""
     if not rule.route.broadcasts:
@@ -251,6 +266,12 @@ def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: R
     if name not in known:
         raise UntiedError(f"source={name} is no layer that can be untied: possible are {', '.join(known)}")
     module = known[name]
+    several = module.own_weights() if isinstance(module, Untied) else _own_weights(module)
+    if len(several) > 1:
+        raise UntiedError(
+            f"the errors of {name or '(the model)'}'s output would be broadcast, and it is {type(module).__name__}, of "
+            f"{len(several)} kernels: end the network with a layer of one, such as nn.Linear, or name one as source=NAME"
+        )
     weight = module.own_weights()[-1] if isinstance(module, Untied) else _own_weights(module)[-1]
     geometry = module.geometry_of(weight) if isinstance(module, Untied) else _geometry_of(module, weight)
     return name or "(the model)", geometry.sizes(read_kernel(module, weight))[1]
@@ -394,8 +415,7 @@ def tie_(model: nn.Module) -> nn.Module:
                 remove_backward(module, beside_name(weight, key))
         plain = layer.plain_class
         for attribute in (
-            "rule", "plain_class", "listeners", "was_called", "history", "patches", "visited", "collector",
-            "__module__",
+            "rule", "plain_class", "was_called", "patches", "__module__", *OF_A_RECORDING,
         ):  # fmt: skip
             module.__dict__.pop(attribute, None)
         rebase(module, plain)
