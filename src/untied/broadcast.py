@@ -15,17 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .autograd import no_view, untied_operation
+from .autograd import untied_operation
 from .call import Layer
 from .errors import UntiedError
 from .geometry import Geometry
+from .ports import Mark, Port, Source, example_of
 from .routes import ROUTES, Place, Route, Use
 
 __all__ = ["Broadcast", "Collector", "broadcasting"]
@@ -121,7 +122,7 @@ class Broadcast(Route):
         B = beside["backward_weight"]
         if torch.compiler.is_compiling() or not is_lazy(B):
             return
-        example = _example(x.shape, geometry)
+        example = example_of(x.shape, geometry)
         with torch.no_grad():
             B.materialize((int(beside["backward_outputs"]), *example))
             B.copy_(self.drawn(tuple(B.shape), B))
@@ -134,17 +135,12 @@ class Broadcast(Route):
             return untied_operation(_unheard(use), use.W, use.W.detach(), use.bias, use.geometry)
         learns = copies != 0 and use.B.requires_grad
         waits = x.requires_grad or learns
-        mark = _Mark.apply(x) if waits else None
+        mark = Mark.apply(x) if waits else None
         x = x.detach()
         y = untied_operation(x, use.W, use.W.detach(), use.bias, use.geometry)
         if waits:
             collector.take(self, use, mark, x if learns else None, y.shape, copies)
         return y
-
-
-def _example(x: torch.Size, geometry: Geometry) -> torch.Size:
-    """The shape of one example."""
-    return x[-1 - geometry.dims :] if geometry.positional else x[-1:]  # type: ignore[attr-defined]
 
 
 def _unheard(use: Use) -> Tensor:
@@ -183,189 +179,6 @@ class _Unheard(torch.autograd.Function):
         raise UntiedError(_OUTSIDE.format(rule=ctx.rule))
 
 
-class _Mark(torch.autograd.Function):
-    """A place in the graph at which an error may enter: of x's shape, and without memory."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g
-
-
-@dataclass(frozen=True)
-class Port:
-    """A layer that waits for e. x and y are its input and output.
-
-    Attributes:
-        route, geometry, name: of the layer. copies: how much of its pseudogradient B takes.
-        x, y: their shapes. learns: whether B takes any.
-        batch_first: whether x has the batch first, whatever the network has.
-    """
-
-    route: Broadcast
-    geometry: Geometry
-    name: str
-    x: torch.Size
-    y: torch.Size
-    copies: float
-    learns: bool
-    batch_first: bool = False
-
-    def check(self, e: torch.Size, B: Tensor, source: str, by: Geometry, second: str | None) -> None:
-        """Refuse before the backward pass what cannot be sent.
-
-        Args:
-            e: the shape of the source's output. B: the kernel. source: its name. by: its geometry.
-            second: the name of a module with ``batch_first=False``, if the network has one.
-        """
-        C, x, given = B.shape[0], self.x, tuple(e)
-        e = _laid(e, self.geometry, by)
-        spatial = self.geometry.positional and len(e) > 2
-        outputs = e[1] if spatial else e[-1] if len(e) else None
-        if outputs != C:
-            self._refuse(
-                f"B is for {C} outputs, and the output of {source} is {given}: name the layer that B was made for, as in "
-                "untie_(model, 'dfa(source=NAME)')"
-            )
-        if second is not None and len(x) > 2 and not self.geometry.positional and (len(e) == 2) != self.batch_first:
-            self._refuse(
-                f"{second or 'the network'} has batch_first=False, so nothing says which examples the rows of its input "
-                f"{tuple(x)} are, beside the output {given} of {source}: build the network with batch_first=True"
-            )
-        if self.geometry.positional and self.route.kernel == "dense" and B.shape[1:] != _example(x, self.geometry):
-            self._refuse(
-                f"B was drawn for inputs {tuple(B.shape[1:])} and this one is {tuple(x)}: give images of one size, or "
-                "kernel=position"
-            )
-        fits = len(e) == 1 or (len(e) > 1 and e[0] == x[0])
-        if fits and spatial and self.route.kernel == "position":
-            fits = e[2:] == self.y[2:]
-        elif fits and not self.geometry.positional and min(len(e), len(x)) > 2:
-            fits = e[:-1] == x[:-1]
-        if not fits:
-            self._refuse(
-                f"its input is {tuple(x)} and the output of {source} is {given}, whose errors are not one for each example, "
-                "nor for each of its positions: name a layer of the same positions with source=NAME"
-            )
-
-    def _refuse(self, why: str) -> None:
-        raise UntiedError(f"layer {self.name}: {why}, or leave it out with untie_(..., filter=...)")
-
-    def error(self, e: Tensor, B: Tensor) -> Tensor:
-        """M e, in x's shape."""
-        if not self.geometry.positional:
-            if e.dim() > len(self.x):
-                e = e.flatten(1, -2).sum(1)
-            sent = e @ B
-            if sent.dim() < len(self.x):  # one error for all of an example's tokens
-                sent = sent.view(self.x[0], *(1,) * (len(self.x) - 2), -1)
-            return sent.expand(self.x)
-        if e.dim() > 2 and self.route.kernel == "position":
-            return self._at_each().reconstruct(e, self._laid_out(B), like=e.new_empty(self.x))
-        e = self._one(e)
-        if self.route.kernel == "dense":
-            return (e @ B.flatten(1)).view(self.x)
-        taps = self._taps(B).flatten(1)  # B first: M, of C times an example's size, is never made
-        return ((e @ B.flatten(1)).view(-1, taps.shape[0]) @ taps).view(self.x)
-
-    def gradient(self, e: Tensor, x: Tensor, B: Tensor) -> Tensor:
-        """The outer product of e and the layer's activity: d<e, M x> / dB."""
-        if not self.geometry.positional:
-            if e.dim() > x.dim():
-                e = e.flatten(1, -2).sum(1)
-            elif 1 < e.dim() < x.dim():
-                x = x.flatten(1, -2).sum(1)
-            return e.reshape(-1, e.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-        if e.dim() > 2 and self.route.kernel == "position":
-            G = self._at_each().correlate(x, e)
-            return G.transpose(0, 1) if self.geometry.transposed else G  # type: ignore[attr-defined]
-        e = self._one(e).reshape(-1, B.shape[0])
-        if self.route.kernel == "dense":
-            return (e.T @ x.reshape(e.shape[0], -1)).view(B.shape)
-        heard = x.reshape(-1, math.prod(_example(self.x, self.geometry)[1:])) @ self._taps(x).flatten(1).T
-        return (e.T @ heard.view(e.shape[0], -1)).view(B.shape)
-
-    def _one(self, e: Tensor) -> Tensor:
-        """The error of an example: of all positions together."""
-        return e.flatten(2).sum(2) if e.dim() > 2 else e
-
-    def _at_each(self) -> Geometry:
-        return replace(self.geometry, groups=1)  # type: ignore[type-var]
-
-    def _laid_out(self, B: Tensor) -> Tensor:
-        return B.transpose(0, 1) if self.geometry.transposed else B  # type: ignore[attr-defined]
-
-    def _taps(self, like: Tensor) -> Tensor:
-        """[taps, *space]: 1 where the tap of a kernel, applied at every position, reaches this place of the input."""
-        geometry: Any = self._at_each()
-        count = math.prod(geometry.kernel_size)
-        eye = torch.eye(count, dtype=like.dtype, device=like.device)
-        K = eye.view(*((count, 1) if geometry.transposed else (1, count)), *geometry.kernel_size)
-        space = _example(self.x, self.geometry)[1:]
-        ones = like.new_ones(1, 1, *self.y[-len(space) :])
-        return geometry.reconstruct(ones, K, like=like.new_empty(1, count, *space))[0]  # type: ignore[no-any-return]
-
-
-def _laid(e: torch.Size, geometry: Geometry, by: Geometry) -> torch.Size:
-    """The shape that `_lay` gives."""
-    if len(e) <= 2 or geometry.positional == by.positional:
-        return e
-    return torch.Size((e[0], e[-1]) if geometry.positional else (e[0], *e[2:], e[1]))
-
-
-def _lay(e: Tensor, geometry: Geometry, by: Geometry) -> Tensor:
-    """The error of a source ``by`` as a layer of another geometry takes it: a map's features last for a dense layer, and
-    the sum over tokens for a convolution.
-    """
-    if e.dim() <= 2 or geometry.positional == by.positional:
-        return e
-    return e.flatten(1, -2).sum(1) if geometry.positional else e.movedim(1, -1)
-
-
-class _Source(torch.autograd.Function):
-    """The identity on the source's output, whose backward pass sends e to every port.
-
-    tensors: the marks, the kernels, and the inputs where B learns (None elsewhere), in the ports' order.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        y: Tensor, targets: Tensor | None, ports: tuple[Port, ...], by: Geometry, *tensors: Tensor | None
-    ) -> Tensor:
-        return no_view(y)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, targets, ctx.ports, ctx.by, *tensors = inputs
-        ctx.save_for_backward(targets, *tensors[len(ctx.ports) :])
-
-    @staticmethod
-    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        targets, *saved = ctx.saved_tensors
-        count = len(ctx.ports)
-        errors: list[Tensor | None] = []
-        gradients: list[Tensor | None] = []
-        for at, port in enumerate(ctx.ports):
-            B, x = saved[at].detach(), saved[count + at]
-            x = None if x is None else x.detach()
-            sent = e.sign() if port.route.signal == "sign" else targets if port.route.signal == "target" else e
-            sent = _lay(sent.to(B.dtype), port.geometry, ctx.by)
-            errors.append(port.error(sent, B) if ctx.needs_input_grad[4 + at] else None)
-            gradients.append((port.copies * port.gradient(sent, x, B)).contiguous() if port.learns else None)
-        return e, None, None, None, *errors, *gradients, *(None,) * count
-
-
 @dataclass
 class Collector:
     """Gathers the inputs that wait for e, until the source layer is called and hands it out.
@@ -373,7 +186,8 @@ class Collector:
     Attributes:
         source: the layer whose output's error is sent; name: its name. names: of all layers, by id.
         targets: [n, C], or classes [n], for rules that send them.
-        second: the name of a module with ``batch_first=False``, if there is one. sent: whether an error went out.
+        second: the name of a module with ``batch_first=False``, if there is one.
+        sent: whether layers before the source have had an error.
     """
 
     source: Layer
@@ -393,7 +207,7 @@ class Collector:
                 "bfloat16 or float32 in place of float16"
             )
         batch_first = bool(getattr(use.layer, "sees_batch_first", False))
-        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None, batch_first)
+        port = Port(route.kernel, route.signal, use.geometry, name, use.x.shape, y, copies, x is not None, batch_first)
         self.waiting.append((port, mark, use.B, x))
 
     def hand_out(self, y: Tensor, geometry: Geometry) -> Tensor:
@@ -406,19 +220,21 @@ class Collector:
             return y
         waiting, self.waiting = self.waiting, []
         if not waiting:
+            return y
+        if all(port.name == self.name for port, *_ in waiting):
             if self.sent:
                 raise UntiedError(
-                    f"{self.name} was called twice for one pass of the layers before it, and they take the error of one "
-                    "output: call it once, on all examples together, or name another layer as source=NAME"
+                    f"{self.name} was called twice for one pass of the layers before it, and they take the error of "
+                    "one output: call it once, on all examples together, or name another layer as source=NAME"
                 )
-            return y
-        self.sent = True
+        else:
+            self.sent = True
         ports = tuple(w[0] for w in waiting)
         for port, _, B, _ in waiting:
             port.check(y.shape, B, self.name, geometry, self.second)
-        targets = self._targets(y, geometry) if any(port.route.signal == "target" for port in ports) else None
+        targets = self._targets(y, geometry) if any(port.signal == "target" for port in ports) else None
         marks, kernels, inputs = (tuple(w[i] for w in waiting) for i in (1, 2, 3))
-        return _Source.apply(y, targets, ports, geometry, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
+        return Source.apply(y, targets, ports, geometry, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
 
     def _targets(self, y: Tensor, geometry: Geometry) -> Tensor:
         """The targets in the output's shape; classes become one-hot."""
@@ -430,8 +246,8 @@ class Collector:
             C, low, high = y.shape[at], *((int(t.min()), int(t.max())) if t.numel() else (0, 0))
             if low < 0 or high >= C:
                 raise UntiedError(
-                    f"targets are classes from {low} to {high}, and {self.name} has {C} outputs: a rule that sends targets "
-                    "needs a class for every example; give one-hot rows of zeros where there is none"
+                    f"targets are classes from {low} to {high}, and {self.name} has {C} outputs: a rule that sends "
+                    "targets needs a class for every example; give one-hot rows, of zeros where there is none"
                 )
             t = torch.nn.functional.one_hot(t.long(), C).movedim(-1, at)
         if t is None or t.shape != y.shape:

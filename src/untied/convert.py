@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from .routes import Place
 from .rule import Rule
 from .rules import as_rule
 
-__all__ = ["Groups", "Report", "like_weight", "parameter_groups", "tie_", "untie_"]
+__all__ = ["Report", "like_weight", "tie_", "untie_"]
 
 Filter = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
 Allow = str | Collection[str] | bool
@@ -251,8 +250,8 @@ def _check_source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -
     if waits and last not in before:
         source = list(before)[-1]
         raise UntiedError(
-            f"layer {waits[0]} was untied to take the error of {source}, the last untied layer of then, and {last} comes "
-            f"after it: untie all in one call, or name the source, as in dfa(source={last})"
+            f"layer {waits[0]} was untied to take the error of {source}, the last untied layer of then, and {last} "
+            f"comes after it: untie all in one call, or name the source, as in dfa(source={last})"
         )
 
 
@@ -269,8 +268,9 @@ def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: R
     several = module.own_weights() if isinstance(module, Untied) else _own_weights(module)
     if len(several) > 1:
         raise UntiedError(
-            f"the errors of {name or '(the model)'}'s output would be broadcast, and it is {type(module).__name__}, of "
-            f"{len(several)} kernels: end the network with a layer of one, such as nn.Linear, or name one as source=NAME"
+            f"the errors of {name or '(the model)'}'s output would be broadcast, and it is {type(module).__name__} "
+            f"with {len(several)} kernels: end the network with a layer of one, such as nn.Linear, or name one as "
+            "source=NAME"
         )
     weight = module.own_weights()[-1] if isinstance(module, Untied) else _own_weights(module)[-1]
     geometry = module.geometry_of(weight) if isinstance(module, Untied) else _geometry_of(module, weight)
@@ -421,54 +421,3 @@ def tie_(model: nn.Module) -> nn.Module:
         rebase(module, plain)
     foreign.release(model)
     return model
-
-
-class Groups(NamedTuple):
-    """A model's parameters by what moves them.
-
-    Attributes:
-        forward: all but the backward weights. backward: the backward weights; empty under `bp`.
-    """
-
-    forward: list[nn.Parameter]
-    backward: list[nn.Parameter]
-
-    def with_settings(
-        self, forward: Mapping[str, Any] | None = None, backward: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """As optimizers take them, each with its "name"; a group without parameters is left out, as under `bp`.
-
-        Args:
-            forward, backward: settings of each, such as ``{"lr": 0.01}``. The backward weights have no weight decay
-                unless it is given: R has its own.
-
-        >>> import torch, untied
-        >>> model = torch.nn.Linear(3, 2)
-        >>> _ = untied.untie_(model, "sa")
-        >>> groups = untied.parameter_groups(model).with_settings({"weight_decay": 1e-4}, {"lr": 0.01})
-        >>> [g["name"] for g in torch.optim.SGD(groups, lr=0.1).param_groups]
-        ['forward', 'backward']
-        """
-        both = (
-            {"params": self.forward, "name": "forward", **(forward or {})},
-            {"params": self.backward, "name": "backward", "weight_decay": 0.0, **(backward or {})},
-        )
-        return [group for group in both if group["params"]]
-
-
-def parameter_groups(model: nn.Module) -> Groups:
-    """(forward, backward): all other parameters, and the backward weights; each a list, as optimizers take it.
-
-    ``.with_settings(...)`` makes parameter groups of them, with names. Give weight decay to the forward group only: R
-    has its own decay. Feedback alignment's backward weights are frozen (``requires_grad=False``), which optimizers pass
-    over; transport rules have none.
-
-    >>> import torch, untied
-    >>> model = torch.nn.Linear(4, 3)
-    >>> _ = untied.untie_(model, "sa")
-    >>> forward, backward = untied.parameter_groups(model)
-    >>> [tuple(p.shape) for p in backward]
-    [(3, 4)]
-    """
-    backward = {id(B): B for layer in untied_layers(model).values() for B in layer.backward_parameters()}
-    return Groups([p for p in model.parameters() if id(p) not in backward], list(backward.values()))

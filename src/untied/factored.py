@@ -53,8 +53,7 @@ class Factored(torch.autograd.Function):
         dR: Tensor | None
         if steps_are_cheaper(p, rows, g.numel(), needs_x, learns):
             h = through_factor(g, p, at)
-            dx = geometry.reconstruct(h, R, like=x) if needs_x else None
-            dR = geometry.correlate(x, h) if learns else None
+            dx, dR, _ = geometry.backward(h, x, R, None, (needs_x, learns, False))
             _, dW, db = geometry.backward(g, x, K_like, bias_shape, (False, needs_W, needs_bias))
         else:
             K = geometry.from_rows(p @ rows, ctx.shape) if needs_x else K_like

@@ -263,8 +263,8 @@ class Transported(Transport):
         f, most = self.function, min(at.W.shape[0], at.W[0].numel())
         if isinstance(f, Feedback) and f.name == "lowrank" and f.value is not None and f.value >= most:
             raise UntiedError(
-                f"layer {at.name or '(the model)'} has a W of rank {most}, so under {self} its B would be W: give a lower "
-                "rank, or another rule for this layer with untie_(..., filter=...)"
+                f"layer {at.name or '(the model)'} has a W of rank {most}, so under {self} its B would be W: give a "
+                "lower rank, or another rule for this layer with untie_(..., filter=...)"
             )
         return super().beside(at)
 
