@@ -58,8 +58,9 @@ COLOURS = {
     "bp": "#6B6B6B", "sa": "#0072B2", "aa": "#4A97DB", "ia": "#B8860B", "wm": "#D55E00", "fa": "#8C6D46",
     "kp": "#009E73", "dfa": "#AA4499", "mkp": "#117733", "frozen": "#8B8680", "usf": "#CC79A7", "frsf": "#B03A75",
     "brsf": "#6A5ACD", "sdfa": "#8A8A1E", "drtp": "#B5442E", "dkp": "#7C7FC9", "pfa": "#1F9393", "ldfa": "#7A9A2E",
+    "rdd": "#EE3377",
 }  # fmt: skip
-SPARE = ("#EE3377", "#4F8FBF", "#8F8F00", "#9E5200", "#5560B8", "#A05A5A", "#3B7A7A", "#BB5566")
+SPARE = ("#4F8FBF", "#8F8F00", "#9E5200", "#5560B8", "#A05A5A", "#3B7A7A", "#BB5566")
 MARKERS = "osD^vPX*<>"
 Dash = Literal["-", "--", ":"]
 DASHES: dict[str, Dash] = {"bp": "--", "frozen": ":"}
@@ -171,7 +172,7 @@ def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY, rules: Sequence[
             low, high = near
             panels[1].set(title="The same, close up", ylim=(low, min(high, 100.4) if judge.unit == "%" else high))
             seen = [x for curve in curves.values() for x, values in curve.items() if low <= values.mean() <= high]
-            if min(seen) < max(seen):  # where none is in sight there is nothing to look at
+            if min(seen) < max(seen):  # of one epoch in sight the way there is shown
                 panels[1].set_xlim(left=min(seen) - 0.3 * (max(seen) - min(seen)))
         if len(curves) > 1:
             name_ends(panels, ends, palette)
