@@ -110,6 +110,7 @@ def test_alt_texts_have_the_numbers_of_the_figure() -> None:
     assert "gradient in degrees: sa 12.3; bp 0.0." in said["results"].alt
     assert "sa 60.0 to 40.0; bp 60.0 to 40.0" in said["angles"].alt and "sa 30.0 to 10.0" in said["angles"].alt
     assert said["scatter"].alt.endswith("sa: fc1 0.0°, ‖B‖/‖W‖ = 2.00.")
+    assert "in the one layer that has both" in said["scatter"].caption
     assert all(words.alt != words.caption for words in said.values())
 
 

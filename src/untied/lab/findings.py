@@ -190,14 +190,15 @@ def _angles(groups: Groups, several: bool) -> Words:
 
 
 def _scatter(weights: Mapping[str, Mapping[str, Tensor]], several: bool) -> Words:
+    rules, layers = scattered(weights)
+    where = {0: "each layer", 1: "the one layer that has both"}.get(len(layers), f"{len(layers)} layers")
     caption = (
-        "Elements of the backward weight against elements of the forward weight in three layers, after training"
+        f"Elements of the backward weight against elements of the forward weight in {where}, after training"
         f"{' with the first seed' if several else ''}, as in Fig. 2d-f. Dots on the dotted diagonal: symmetric "
         "weights, as in backpropagation. Dots on a line of another slope: aligned, but diverging (steeper) or "
         "collapsing (flatter), which is weight mirror's instability (section 4, equation 1). A round cloud: not "
         "aligned."
     )
-    rules, layers = scattered(weights)
     said = [f"{r}: " + "; ".join(f"{layer} {in_numbers(weights[r], layer)}" for layer in layers) for r in rules]
     return Words(caption, f"Dots, the angle and the ratio of norms in each layer. {'. '.join(said) or 'No B is kept'}.")
 
