@@ -403,7 +403,7 @@ def captions(rows: Sequence[Diagnosis], steps: int) -> dict[str, report.Words]:
             f"Elements of the backward weight against elements of the forward weight after {steps} training steps, as "
             "in Fig. 2d-f: the layer whose B has grown most over W, one that is near W in size, and the one whose B "
             "has shrunk most. On the dotted diagonal B is W.",
-            f"Dots in three layers. Measured after {steps} steps, {part(measured)}: {angles}.",
+            f"Dots, of at most three layers. Measured after {steps} steps, {part(measured)}: {angles}.",
         ),
     }
 

@@ -101,7 +101,7 @@ def transfer(points: Points, models: Sequence[str]) -> Figure:
     with matplotlib.rc_context(STYLE):
         count = 2 if near else 1
         figure = Figure(figsize=(1.5 * len(models) + 5.2, 0.6 + 3.6 * count), layout="constrained")
-        panels = figure.subplots(count, 1, squeeze=False)[:, 0]
+        panels = list(figure.subplots(count, 1, squeeze=False)[:, 0])
         panels[0].set(title="The same metaparameters in every architecture", ylim=(0, 101))
         if near:
             panels[1].set(title="The same, close up", ylim=(near[0], min(near[1], 100.4)))
