@@ -139,20 +139,26 @@ class Broadcast(Route):
         y = untied_operation(x, use.W, use.W.detach(), use.bias, use.geometry)
         if waits:
             collector.take(self, use, mark, x if learns else None, y.shape, copies)
-        return collector.hand_out(y) if collector.source is use.layer else y
+        return y
 
 
 def _unheard(use: Use) -> Tensor:
     """Outside `record` nobody hands out errors: training is refused at once, anything else in its backward pass."""
-    if _recomputed():
-        if use.layer.is_source:
-            raise UntiedError(
-                f"rule {use.layer.rule} sends the error of the last layer's output, and that layer is recomputed by "
-                "activation checkpointing, when its error is gone: leave the last layer out of checkpoint(...)"
-            )
-    elif getattr(use.layer, "training", False):
+    if not _recomputed() and getattr(use.layer, "training", False):
         raise UntiedError(_OUTSIDE.format(rule=use.layer.rule))
     return use.x if not use.x.requires_grad else _Unheard.apply(use.x, str(use.layer.rule))
+
+
+def hand_out(layer: Any, y: Tensor) -> Tensor:
+    """A layer's output. If it is the source, whatever its own rule, the error of y goes to all that waits."""
+    if not layer.is_source or not torch.is_grad_enabled():
+        return y
+    if _recomputed():
+        raise UntiedError(
+            "errors are sent from the last layer's output, and that layer is recomputed by activation checkpointing, "
+            "when its error is gone: leave the last layer out of checkpoint(...)"
+        )
+    return y if layer.collector is None else layer.collector.hand_out(y)  # type: ignore[no-any-return]
 
 
 def _recomputed() -> bool:
@@ -203,6 +209,7 @@ class Port:
     Attributes:
         route, geometry, name: of the layer. copies: how much of its pseudogradient B takes.
         x, y: their shapes. learns: whether B takes any.
+        spatial: whether e [n, C, *space] has its features second, as a convolution that is the source has.
     """
 
     route: Broadcast
@@ -212,10 +219,13 @@ class Port:
     y: torch.Size
     copies: float
     learns: bool
+    spatial: bool = False
 
-    def check(self, e: torch.Size, B: Tensor, source: str) -> None:
+    def check(self, output: torch.Size, B: Tensor, source: str) -> None:
         """Refuse before the backward pass what cannot be sent."""
-        C = B.shape[0]
+        C, e = B.shape[0], output
+        if self._lies_otherwise(e):
+            e = torch.Size((e[0], e[-1]) if self.geometry.positional else (e[0], *e[2:], e[1]))
         spatial = self.geometry.positional and len(e) > 2
         outputs = e[1] if spatial else e[-1] if len(e) else None
         fits = len(e) == 1 or (len(e) > 1 and e[0] == self.x[0])
@@ -226,9 +236,18 @@ class Port:
         if outputs != C or not fits:
             raise UntiedError(
                 f"layer {self.name}: B is for {C} outputs and an input of shape {tuple(self.x)}, and the output of "
-                f"{source} is {tuple(e)}, which cannot be sent there: name the last layer as source=NAME when you call "
-                "untie_, or leave the layer out with filter=..."
+                f"{source} is {tuple(output)}, which cannot be sent there: name the last layer as source=NAME when you "
+                "call untie_, or leave the layer out with filter=..."
             )
+
+    def _lies_otherwise(self, e: torch.Size) -> bool:
+        return len(e) > 2 and self.spatial != self.geometry.positional
+
+    def arrived(self, e: Tensor) -> Tensor:
+        """e with its features where the layer has its own. Of tokens a convolution gets the sum: the example's."""
+        if not self._lies_otherwise(e.shape):
+            return e
+        return e.flatten(1, -2).sum(1) if self.geometry.positional else e.movedim(1, -1)
 
     def error(self, e: Tensor, B: Tensor) -> Tensor:
         """M e, in x's shape."""
@@ -316,7 +335,7 @@ class _Source(torch.autograd.Function):
             B, x = saved[at].detach(), saved[count + at]
             x = None if x is None else x.detach()
             sent = e.sign() if port.route.signal == "sign" else targets if port.route.signal == "target" else e
-            sent = sent.to(B.dtype)
+            sent = port.arrived(sent.to(B.dtype))
             errors.append(port.error(sent, B) if ctx.needs_input_grad[3 + at] else None)
             gradients.append((port.copies * port.gradient(sent, x, B)).contiguous() if port.learns else None)
         return e, None, None, *errors, *gradients, *(None,) * count
@@ -328,6 +347,7 @@ class Collector:
 
     Attributes:
         source: the layer whose output's error is sent; name: its name. names: of all layers, by id.
+        spatial: whether its output is [n, C, *space].
         targets: [n, C], or classes [n], for rules that send them.
     """
 
@@ -335,6 +355,7 @@ class Collector:
     name: str
     names: Mapping[int, str]
     targets: Tensor | None = None
+    spatial: bool = False
     waiting: list[tuple[Port, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
 
     def take(self, route: Broadcast, use: Use, mark: Tensor, x: Tensor | None, y: torch.Size, copies: float) -> None:
@@ -345,7 +366,7 @@ class Collector:
                 f"layer {name}: rule {use.layer.rule} sends a {route.signal}, which does not follow a loss scale: use "
                 "bfloat16 or float32 in place of float16"
             )
-        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None)
+        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None, self.spatial)
         self.waiting.append((port, mark, use.B, x))
 
     def hand_out(self, y: Tensor) -> Tensor:
@@ -399,7 +420,9 @@ def broadcasting(layers: Mapping[str, Layer], targets: Tensor | None = None) -> 
     (name,) = named
     if name not in layers:
         raise UntiedError(f"source={name} is no untied layer: possible are {', '.join(layers)}; 'bp' unties it too")
-    collector = Collector(layers[name], name, {id(layer): n for n, layer in layers.items()}, targets)
+    source = layers[name]
+    spatial = source.geometry_of(source.own_weights()[-1]).positional
+    collector = Collector(source, name, {id(layer): n for n, layer in layers.items()}, targets, spatial)
     before = {n: layer.collector for n, layer in layers.items()}
     for n, layer in layers.items():
         layer.collector, layer.is_source = collector, n == name

@@ -102,7 +102,8 @@ class LowRankFeedback(_Product):
     def beside(self, at: Place) -> dict[str, Tensor | None]:
         kept = super().beside(at)
         if self.oja:
-            kept["backward_factor"] = nn.Parameter(kept["backward_factor"])  # type: ignore[arg-type]
+            learns = kept["backward_weight"].requires_grad  # type: ignore[union-attr]
+            kept["backward_factor"] = nn.Parameter(kept["backward_factor"], requires_grad=learns)  # type: ignore[arg-type]
         return kept
 
     def send(self, use: Use) -> Tensor:

@@ -36,6 +36,7 @@ class Place:
         W: the forward weight. draw: gives an initial B in W's layout.
         geometry: how the layer uses W. name: of the layer, for errors.
         outputs: features of the network's output, where a route needs them; else None.
+        moves: whether W learns.
     """
 
     W: Tensor
@@ -43,6 +44,7 @@ class Place:
     geometry: Geometry = DENSE
     name: str = ""
     outputs: int | None = None
+    moves: bool = True
 
 
 @dataclass(frozen=True)
