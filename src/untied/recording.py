@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import audit
+from . import audit, foreign
 from .broadcast import broadcasting
 from .call import Listener
 from .errors import UntiedError
@@ -74,6 +74,7 @@ def record(
         raise UntiedError("this model is being recorded already: leave the first record() before entering another")
     tape = Tape(layers, progress, step, align)
     audit.begin(layers)
+    foreign.adapters(model, layers)
     visit(layers, step, align)
     with _watching(model, layers), broadcasting(layers, targets), listening(layers, tape), _every_layer(layers):
         yield tape
