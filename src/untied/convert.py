@@ -45,7 +45,7 @@ _KNOWN_HARMLESS = {
 }
 # Words in the names of parameters that are added, looked up or multiplied element by element. A name proves nothing:
 # the report says so, and `untied.verify` looks at the numbers.
-_ADDED = ("embed", "pos", "token", "table", "bias", "mask", "scale", "gamma", "beta", "query", "latent", "a_log")
+_ADDED = ("embed", "pos", "token", "table", "bias", "mask", "scale", "gamma", "beta", "query", "latent")
 
 
 @dataclass(frozen=True)

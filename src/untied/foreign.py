@@ -108,7 +108,7 @@ def _convolution(kind: Any) -> type:
 
     class Made(Untied, kind):  # type: ignore[misc, valid-type, unused-ignore]
         def geometry(self) -> Geometry:
-            return Convolution.of(self)  # type: ignore[arg-type]
+            return Convolution.of(self)
 
     return Made
 
@@ -118,7 +118,7 @@ def _padded(kind: Any) -> type:
 
     class Made(Untied, kind):  # type: ignore[misc, valid-type, unused-ignore]
         def geometry(self) -> Geometry:
-            return Convolution.of(self)  # type: ignore[arg-type]
+            return Convolution.of(self)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.connect(_pad_same(self, x), self.geometry())
@@ -145,7 +145,7 @@ def _standardised(kind: Any) -> type:
             return rows.reshape_as(self.weight)
 
         def geometry(self) -> Geometry:
-            return Convolution.of(self)  # type: ignore[arg-type]
+            return Convolution.of(self)
 
         def forward(self, x: Tensor) -> Tensor:
             x = _pad_same(self, x) if getattr(self, "same_pad", False) else x

@@ -130,7 +130,8 @@ class Sent:
             waiting, self.waiting = self.waiting, []
             if self.errors is not None:
                 e, spatial = self.errors[len(self.outputs) - 1], geometry.positional
-                self.total = self.total + sum(self._share(layer, e, spatial, *w) for layer, *w in waiting)
+                for waits, x_, B_, of in waiting:
+                    self.total = self.total + self._share(waits, e, spatial, x_, B_, of)
         return y
 
     def read(self, loss: Tensor) -> None:

@@ -51,7 +51,7 @@ def read_kernel(module: nn.Module, weight: str) -> Tensor:
 def made_kernel(module: nn.Module, weight: str, untied: type) -> Tensor:
     """`read_kernel` of a plain module, also where its untied class makes the kernel of what the module has."""
     made = getattr(untied, weight, None)
-    return made.fget(module) if isinstance(made, property) else read_kernel(module, weight)  # type: ignore[no-any-return, misc]
+    return made.fget(module) if isinstance(made, property) else read_kernel(module, weight)  # type: ignore[misc]
 
 
 @contextmanager

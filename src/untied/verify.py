@@ -29,6 +29,7 @@ __all__ = ["Finding", "Verification", "verify"]
 Closure = Callable[[nn.Module], Tensor]
 Gradients = dict[str, Tensor | None]
 VANISHING = 1e-4  # share of the largest gradient, below which a difference is measured against that one
+ROUNDING = 1e-10  # share of the largest gradient that float64 may leave of a zero, such as a bias's below batch norm
 
 
 @dataclass(frozen=True)
@@ -414,13 +415,17 @@ def _in_float64(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 def _same(a: Tensor | None, b: Tensor | None, tolerance: float, scale: float) -> bool:
     """Whether two gradients agree. ``scale``: the whole gradient's norm, beside which rounding leaves no true zeros."""
     a, b = (torch.zeros(()) if t is None else t for t in (a, b))
-    return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()), VANISHING * scale)
+    return float((a - b).norm()) <= max(tolerance * max(float(a.norm()), float(b.norm())), _floor(tolerance) * scale)
+
+
+def _floor(tolerance: float) -> float:
+    return max(tolerance * VANISHING, ROUNDING)
 
 
 def _kind(g: Tensor | None, plain: Tensor | None, tolerance: float, scale: float) -> str:
     if g is None:
         return "none"
-    if float(g.norm()) <= tolerance * VANISHING * scale:
+    if float(g.norm()) <= _floor(tolerance) * scale:
         return "zero"
     return "backprop's" if plain is not None and _same(g, plain, tolerance, scale) else "its own"
 
