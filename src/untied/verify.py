@@ -29,7 +29,7 @@ __all__ = ["Finding", "Verification", "verify"]
 Closure = Callable[[nn.Module], Tensor]
 Gradients = dict[str, Tensor | None]
 VANISHING = 1e-4  # share of the largest gradient, below which a difference is measured against that one
-ROUNDING = 1e-10  # share of the largest gradient that float64 may leave of a zero, such as a bias's below batch norm
+ROUNDING = 1e-8  # share of the largest gradient that float64 may leave of a zero, such as a bias's below batch norm
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class _Probe:
         oracle = self._oracles()
         copying = {n for n, layer in self.backward.items() if layer.rule.copies and n in self._kernels(layer, True)}
         compared = [n for n in found if n not in self.backward or n in copying]
-        return {n for n in compared if not _same(found[n], oracle[n], tolerance, scale)}
+        return {n for n in compared if not _same(found[n], oracle[n], tolerance, scale, ROUNDING)}
 
     def _oracles(self) -> Gradients:
         sent = Sent(self.layers, self.targets)
@@ -412,20 +412,17 @@ def _in_float64(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tuple(map(wide, args)), {name: wide(given) for name, given in kwargs.items()}
 
 
-def _same(a: Tensor | None, b: Tensor | None, tolerance: float, scale: float) -> bool:
-    """Whether two gradients agree. ``scale``: the whole gradient's norm, beside which rounding leaves no true zeros."""
+def _same(a: Tensor | None, b: Tensor | None, tolerance: float, scale: float, rounding: float = 0.0) -> bool:
+    """Whether two gradients agree. ``scale``: the largest one's norm, of which ``rounding`` is no difference."""
     a, b = (torch.zeros(()) if t is None else t for t in (a, b))
-    return float((a - b).norm()) <= max(tolerance * max(float(a.norm()), float(b.norm())), _floor(tolerance) * scale)
-
-
-def _floor(tolerance: float) -> float:
-    return max(tolerance * VANISHING, ROUNDING)
+    size = max(float(a.norm()), float(b.norm()), VANISHING * scale)
+    return float((a - b).norm()) <= max(tolerance * size, rounding * scale)
 
 
 def _kind(g: Tensor | None, plain: Tensor | None, tolerance: float, scale: float) -> str:
     if g is None:
         return "none"
-    if float(g.norm()) <= _floor(tolerance) * scale:
+    if float(g.norm()) <= tolerance * VANISHING * scale:
         return "zero"
     return "backprop's" if plain is not None and _same(g, plain, tolerance, scale) else "its own"
 
