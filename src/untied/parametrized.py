@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-__all__ = ["identity", "leaves", "plain_type", "read_kernel", "rebase", "remove_backward"]
+__all__ = ["identity", "leaves", "made_kernel", "plain_type", "read_kernel", "rebase", "remove_backward"]
 
 plain_type = type_before_parametrizations
 
@@ -46,6 +46,12 @@ def read_kernel(module: nn.Module, weight: str) -> Tensor:
     """A kernel as it is now, without a step of what its parametrization estimates in training (spectral norm)."""
     with _resting(module):
         return getattr(module, weight)  # type: ignore[no-any-return]
+
+
+def made_kernel(module: nn.Module, weight: str, untied: type) -> Tensor:
+    """`read_kernel` of a plain module, also where its untied class makes the kernel of what the module has."""
+    made = getattr(untied, weight, None)
+    return made.fget(module) if isinstance(made, property) else read_kernel(module, weight)  # type: ignore[misc]
 
 
 @contextmanager
