@@ -17,6 +17,7 @@ import untied
 from test_broadcast import Block, ConvNet, mlp
 from untied.autograd import UntiedOperation
 from untied.broadcast import Port
+from untied.factored import Factored
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (mlp, (4, 6), ""),
@@ -100,13 +101,14 @@ def test_so_is_one_along_the_layers(rule: str, monkeypatch: pytest.MonkeyPatch) 
     untied.untie_(model, rule)
     x = torch.randn(4, 6)
     assert untied.verify(model, lambda m: m(x).square().sum()).verified
-    plain: Any = UntiedOperation.backward
+    operation: Any = Factored if rule == "pfa" else UntiedOperation
+    plain: Any = operation.backward
 
     def wrong(ctx: Any, g: Tensor) -> Any:
         dx, dW, dB, *rest = plain(ctx, g)
         return dx, dW, None if dB is None else 2 * dB, *rest
 
-    monkeypatch.setattr(UntiedOperation, "backward", staticmethod(wrong))
+    monkeypatch.setattr(operation, "backward", staticmethod(wrong))
     report = untied.verify(model, lambda m: m(x).square().sum())
     assert "2.backward_weight gets another gradient than its rule copies" in report.problems
     assert not any(p.startswith(("0.weight", "2.weight")) for p in report.problems)
