@@ -106,6 +106,11 @@ class LowRankFeedback(_Product):
         return kept
 
     def send(self, use: Use) -> Tensor:
+        """The layer's output [n, ...], whose graph also moves P by Oja's rule.
+
+        Raises:
+            UntiedError: float16, or a layer that uses some of a kernel's outputs alone, while P moves.
+        """
         y, P = super().send(use), use.beside["backward_factor"]
         if not self.oja or not torch.is_grad_enabled() or not P.requires_grad:
             return y

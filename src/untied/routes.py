@@ -36,6 +36,11 @@ class Place:
         W: the forward weight. draw: gives an initial B in W's layout.
         geometry: how the layer uses W. name: of the layer, for errors.
         outputs: features of the network's output, where a route needs them; else None.
+
+    >>> import torch
+    >>> W = torch.randn(3, 4)
+    >>> Through().beside(Place(W, lambda: 2 * W), learns=False)["backward_weight"].shape
+    torch.Size([3, 4])
     """
 
     W: Tensor
@@ -53,6 +58,11 @@ class Use:
         x, W, B, bias: as the operation sees them, in autocast's dtype and cut to the rows in use.
         beside: what stands beside W. geometry: how the layer uses W.
         layer: whose kernel it is, for its collector and its name.
+
+    >>> import torch
+    >>> x, W, B = torch.ones(5, 4), torch.ones(3, 4), torch.zeros(3, 4)
+    >>> Through().send(Use(x, W, B, None, DENSE, {"backward_weight": B}, None), copies=0.0)[0]
+    tensor([4., 4., 4.])
     """
 
     x: Tensor
@@ -176,6 +186,11 @@ class Product(Route):
             raise UntiedError(f"density={self.density!r} is not possible: give a share above 0 and at most 1")
 
     def beside(self, at: Place, learns: bool) -> dict[str, Tensor | None]:
+        """R in W's layout with ``middle`` in place of its outputs, and P [groups, outputs, middle].
+
+        Raises:
+            UntiedError: ``rank`` is above the layer's number of outputs, or the layer type does not say how many.
+        """
         rows = at.geometry.rows(at.draw())
         groups, outputs, _ = rows.shape
         middle = self.rank or max(1, round(self.expand * outputs))

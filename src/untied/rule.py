@@ -25,6 +25,11 @@ class Visit:
         W: the forward weight. beside: what stands beside it, by the rule's ``keeps``.
         geometry: how the layer uses W. name: of the layer, for errors.
         step: number of the training step, or None. align: whether it is measured too in this pass.
+
+    >>> import torch
+    >>> W = torch.randn(3, 4)
+    >>> Visit(W, {"backward_weight": 2 * W}, DENSE, "fc", step=10).step
+    10
     """
 
     W: Tensor
@@ -162,9 +167,19 @@ class Rule:
         """B is about to be looked at: what follows from W alone is brought up to date."""
 
     def __mul__(self, factor: Any) -> Rule:
+        """The rule whose coefficients are multiplied, where there are any.
+
+        Raises:
+            UntiedError: there are none.
+        """
         raise UntiedError(f"{self} has no coefficients: it cannot be multiplied")
 
     def __add__(self, other: Any) -> Rule:
+        """The rule whose coefficients are the sums of both, where both have some.
+
+        Raises:
+            UntiedError: this rule has none.
+        """
         raise UntiedError(f"{self} has no coefficients: only alignment rules and primitives add")
 
     def __repr__(self) -> str:

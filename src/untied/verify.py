@@ -42,6 +42,9 @@ class Finding:
         gradient: "backprop's", "zero" (both to rounding), "none", or "its own"; "B" for a backward weight, "B, unused"
             where the batch did not pass its layer; "B, idle" where no error comes, under backpropagation neither.
         notes: what is wrong with it; empty where nothing is.
+
+    >>> Finding("fc.backward_weight", "fc", "B", ("is frozen, though its rule moves it",)).gradient
+    'B'
     """
 
     name: str
@@ -57,6 +60,9 @@ class Verification:
     Attributes:
         findings: a row for each parameter.
         problems: what makes the verdict; empty where all is well.
+
+    >>> Verification((), ("fc.backward_weight is in no optimizer",)).verdict
+    'not verified: fc.backward_weight is in no optimizer'
     """
 
     findings: tuple[Finding, ...]
@@ -97,12 +103,12 @@ def verify(
     It works on a deep copy in float64, in training mode, without dropout; the model, its gradients, buffers and all
     random numbers stay as they were. It costs six passes, and the memory of the copy and of six gradients.
 
-    ::
-
-        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-        untied.untie_(model, "sa")
-        x, labels = torch.randn(16, 4), torch.randint(3, (16,))
-        print(untied.verify(model, lambda m: nn.functional.cross_entropy(m(x), labels)))
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "sa")
+    >>> x, labels = torch.randn(16, 4), torch.randint(3, (16,))
+    >>> print(untied.verify(model, lambda m: torch.nn.functional.cross_entropy(m(x), labels)).verdict)
+    verified: errors go through B alone, and what should move B does
 
     Args:
         model: converted.
@@ -113,7 +119,6 @@ def verify(
         rtol: the relative distance at which two gradients differ; by default 1e-8 in float64, 5e-2 else.
         targets: for rules that send them, as `untied.record` takes them. Where a rule broadcasts errors there is no
             straight-through construction; the rest is looked at.
-
         dtype: the copy's type; None leaves it as it is, which is faster for large networks.
 
     Raises:
