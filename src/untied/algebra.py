@@ -63,7 +63,7 @@ class Alignment(Rule):
     align(amp=1, decay=0.5, noise=normal)
     """
 
-    name, motion = "align", "alignment"
+    name, motion, combines = "align", "alignment", True
 
     def __init__(
         self,
@@ -132,6 +132,11 @@ class Alignment(Rule):
     # What the rule is
 
     @property
+    def is_free(self) -> bool:
+        """Whether it has no name of its own, and is written as the sum that it is."""
+        return self.name == Alignment.name
+
+    @property
     def aligns(self) -> bool:  # type: ignore[override]
         return any(not p.needs_error for p in self.combination)
 
@@ -190,7 +195,7 @@ class Alignment(Rule):
         """
         options = self.options
         if isinstance(other, Rule):
-            if other.motion != self.motion:
+            if not other.combines:
                 raise UntiedError(f"{other} has no coefficients: only alignment rules and primitives add")
             if options and other.options and options != other.options:
                 raise UntiedError(
@@ -313,13 +318,13 @@ class Alignment(Rule):
         return hash((type(self), self.combination, tuple(self.options.items())))
 
     def __str__(self) -> str:
-        if type(self) is Alignment and not self.options:
+        if self.is_free and not self.options:
             return repr(self.combination)
         given = {p.name: c for p, c in self.combination.items()}
         names = list(dict.fromkeys([*self.defaults, *given]))
         words = {n: text_of(given.get(n, 0.0)) for n in names}
-        if type(self) is not Alignment:  # a named rule says only what differs from what its name says
-            words = {n: w for n, w in words.items() if n not in self.defaults or w != text_of(self.defaults[n])}
+        # a named rule says only what differs from what its name says
+        words = {n: w for n, w in words.items() if n not in self.defaults or w != text_of(self.defaults[n])}
         words |= {k: text_of(v) for k, v in self.options.items()}
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in words.items())})" if words else self.name
 

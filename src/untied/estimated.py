@@ -49,7 +49,7 @@ class RegressionDiscontinuity(Alignment):
     """
 
     title, source = "regression discontinuity", "Guerguiev et al. 2019"
-    name, motion, moves_itself = "rdd", "estimate", True
+    name, motion, combines, moves_itself = "rdd", "estimate", False, True
     defaults: ClassVar[dict[str, float]] = {"self": 1.0, "decay": 1.0}
     OPTIONS: ClassVar[dict[str, int]] = {"windows": 2000, "period": 20, "average": 1}
     local = True

@@ -129,8 +129,7 @@ class SignSymmetry(Transport):
         return f"sign symmetry, {'fixed random' if self.kind == 'fixed' else self.kind}"
 
     @classmethod
-    def called(cls, name: str) -> SignSymmetry:
-        """The one with this short name."""
+    def called(cls, name: str, **options: Any) -> SignSymmetry:
         return cls({short: kind for kind, short in cls.MAGNITUDES.items()}[name])
 
     def magnitude(self, W: Tensor) -> Tensor:

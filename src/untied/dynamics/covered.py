@@ -37,9 +37,9 @@ def covered(given: Given, operations: tuple[str, ...]) -> Alignment:
     wm
     """
     rule = as_rule(given)
-    if rule.motion != "alignment":
+    if not rule.combines:
         raise UntiedError(
-            f"{rule} computes B from W at every step: it has no dynamics; give an alignment rule, such as wm"
+            f"{rule} computes B from W, or from measurements of W: it has no dynamics; give an alignment rule, as wm is"
         )
     if not rule.route.like_weight:
         raise UntiedError(
