@@ -1,4 +1,4 @@
-"""Small runs of `untied train`: in this process, in one of their own, and killed."""
+"""Small runs of `untied train`: in this process, in one of their own, and killed; and the pages that runs leave."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 from PIL import Image
@@ -64,3 +65,38 @@ def pictures(root: Path, *classes: str, val: tuple[str, ...] | None = None) -> P
             for i in range(8):
                 Image.new("RGB", (32, 32), (i * 20, 50, 100)).save(root / split / name / f"{i}.png")
     return root
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; collects tags with their attributes, and the text by tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[tuple[str, str]] = []
+        self.feed(text)
+        assert not self.open
+
+    @property
+    def text(self) -> str:
+        return "".join(part for _, part in self.parts)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag: str) -> str:
+        """All text that stands directly in a kind of tag."""
+        return " ".join(part.strip() for where, part in self.parts if where == tag)
+
+    def values(self, tag: str, attribute: str) -> list[str]:
+        """An attribute of every tag of a kind."""
+        return [str(attributes.get(attribute, "")) for name, attributes in self.tags if name == tag]

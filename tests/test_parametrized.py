@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import untied
-from untied.convert import parameter_groups
 from untied.geometry import DENSE
+from untied.groups import parameter_groups
 from untied.layers import LAYERS
 
 

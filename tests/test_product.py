@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import untied
-from cases import LAYERS, LayerCase, build
+from cases import LAYERS, LayerCase, assert_same, build, gradients
+from untied import factored
 from untied.geometry import Geometry
 
 
@@ -229,3 +231,45 @@ def test_a_registered_rule_is_known_and_can_be_taken_back() -> None:
         untied.unregister_rule("bp")
     with pytest.raises(untied.UntiedError, match="possible"):
         untied.rules.parse("halved")
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=[c.name for c in LAYERS])
+@pytest.mark.parametrize("rule", ["pfa(expand=2, decay=0)", "ldfa(rank=1, decay=0)"])
+def test_in_steps_and_by_the_product_are_the_same_numbers(
+    case: LayerCase, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for cheaper in (True, False):
+        monkeypatch.setattr(factored, "steps_are_cheaper", lambda *_, cheaper=cheaper: cheaper)
+        layer, x = build(case)
+        untied.untie_(layer, rule)
+        with untied.record(layer):
+            layer(x, **case.call).square().sum().backward()
+        found.append(gradients(layer) | {"x": x.grad})
+    assert_same(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "steps"), [(8, True), (4096, False)])
+@pytest.mark.parametrize("rule", ["pfa(expand=4)", "ldfa(rank=4)"])
+def test_the_cheaper_way_is_taken_and_costs_what_is_said(rule: str, n: int, steps: bool) -> None:
+    """Counted by PyTorch: two multiplications and additions for each product of numbers."""
+    layer = nn.Linear(64, 48, bias=False)
+    untied.untie_(layer, rule)
+    o, i, m = 48, 64, layer.backward_weight.shape[0]  # type: ignore[union-attr]
+    x = torch.randn(n, i, requires_grad=True)
+    with untied.record(layer), FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    in_steps, product = n * (o * m + 2 * m * i), 2 * o * m * i + n * o * i
+    assert (in_steps < product) == (steps or rule.startswith("ldfa"))
+    oja = n * o * m * 2 + 2 * o * m * m if rule.startswith("ldfa") else 0
+    assert counter.get_total_flops() == 2 * (2 * n * o * i + min(in_steps, product) + oja)
+
+
+def test_nothing_of_a_product_rule_is_lost_by_its_algebra() -> None:
+    rule = 2 * untied.rules.parse("ldfa(rank=2, oja=0.5)")
+    assert untied.rules.parse(str(rule)) == rule and rule.route == untied.rules.Product(rank=2, oja=0.5)
+    layer = nn.Linear(4, 3)
+    untied.untie_(layer, rule)
+    with untied.record(layer):
+        layer(torch.randn(5, 4)).square().sum().backward()
+    assert layer.backward_factor.grad is not None and float(layer.backward_factor.grad.norm()) > 0  # type: ignore[union-attr]

@@ -22,9 +22,10 @@ from . import (
 )
 from .calibrate import mirror_
 from .call import Call
-from .convert import Report, parameter_groups, tie_, untie_
+from .convert import Report, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
+from .groups import parameter_groups
 from .layers import Untied, register_layer
 from .naming import register_rule, unregister_rule
 from .primitives import register_primitive, unregister_primitive

@@ -15,17 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .autograd import no_view, untied_operation
+from .autograd import untied_operation
 from .call import Layer
 from .errors import UntiedError
 from .geometry import Geometry
+from .ports import Mark, Port, Source, example_of
 from .routes import ROUTES, Place, Route, Use
 
 __all__ = ["Broadcast", "Collector", "broadcasting"]
@@ -126,7 +127,7 @@ class Broadcast(Route):
         B = beside["backward_weight"]
         if torch.compiler.is_compiling() or not is_lazy(B):
             return
-        example = x.shape if geometry.batch_size(x) is None else x.shape[1:]
+        example = example_of(x.shape, geometry)
         with torch.no_grad():
             B.materialize((int(beside["backward_outputs"]), *example))
             B.copy_(self.drawn(tuple(B.shape), B))
@@ -144,12 +145,12 @@ class Broadcast(Route):
             return untied_operation(_unheard(use), use.W, use.W.detach(), use.bias, use.geometry)
         learns = copies != 0 and use.B.requires_grad
         waits = x.requires_grad or learns
-        mark = _Mark.apply(x) if waits else None
+        mark = Mark.apply(x) if waits else None
         x = x.detach()
         y = untied_operation(x, use.W, use.W.detach(), use.bias, use.geometry)
         if waits:
             collector.take(self, use, mark, x if learns else None, y.shape, copies)
-        return collector.hand_out(y) if collector.source is use.layer else y
+        return y
 
 
 def _unheard(use: Use) -> Tensor:
@@ -188,155 +189,6 @@ class _Unheard(torch.autograd.Function):
         raise UntiedError(_OUTSIDE.format(rule=ctx.rule))
 
 
-class _Mark(torch.autograd.Function):
-    """A place in the graph at which an error may enter: of x's shape, and without memory."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g
-
-
-@dataclass(frozen=True)
-class Port:
-    """A layer that waits for e. x and y are its input and output.
-
-    Attributes:
-        route, geometry, name: of the layer. copies: how much of its pseudogradient B takes.
-        x, y: their shapes. learns: whether B takes any.
-    """
-
-    route: Broadcast
-    geometry: Geometry
-    name: str
-    x: torch.Size
-    y: torch.Size
-    copies: float
-    learns: bool
-
-    def check(self, e: torch.Size, B: Tensor, source: str) -> None:
-        """Refuse before the backward pass what cannot be sent. ``e`` and ``source``: shape and name of the output that
-        errors come from; B [C, ...].
-
-        Raises:
-            UntiedError: B has another number of outputs than e, or e's positions are not those of the layer.
-        """
-        C = B.shape[0]
-        spatial = self.geometry.positional and len(e) > 2
-        outputs = e[1] if spatial else e[-1] if len(e) else None
-        fits = len(e) == 1 or (len(e) > 1 and e[0] == self.x[0])
-        if fits and spatial and self.route.kernel == "position":
-            fits = e[2:] == self.y[2:]
-        elif fits and not self.geometry.positional and min(len(e), len(self.x)) > 2:
-            fits = e[:-1] == self.x[:-1]
-        if outputs != C or not fits:
-            raise UntiedError(
-                f"layer {self.name}: B is for {C} outputs and an input of shape {tuple(self.x)}, and the output of "
-                f"{source} is {tuple(e)}, which cannot be sent there: name the last layer as source=NAME when you call "
-                "untie_, or leave the layer out with filter=..."
-            )
-
-    def error(self, e: Tensor, B: Tensor) -> Tensor:
-        """M e, in x's shape."""
-        if not self.geometry.positional:
-            if e.dim() > len(self.x):
-                e = e.flatten(1, -2).sum(1)
-            sent = e @ B
-            if sent.dim() < len(self.x):  # one error for all of an example's tokens
-                sent = sent.view(self.x[0], *(1,) * (len(self.x) - 2), -1)
-            return sent.expand(self.x)
-        if e.dim() > 2 and self.route.kernel == "position":
-            return self._at_each().reconstruct(e, self._laid_out(B), like=e.new_empty(self.x))
-        M = B if self.route.kernel == "dense" else self._spread(B)
-        return (self._one(e) @ M.flatten(1)).view(self.x)
-
-    def gradient(self, e: Tensor, x: Tensor, B: Tensor) -> Tensor:
-        """The outer product of e and the layer's activity: d<e, M x> / dB."""
-        if not self.geometry.positional:
-            if e.dim() > x.dim():
-                e = e.flatten(1, -2).sum(1)
-            elif 1 < e.dim() < x.dim():
-                x = x.flatten(1, -2).sum(1)
-            return e.reshape(-1, e.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-        if e.dim() > 2 and self.route.kernel == "position":
-            G = self._at_each().correlate(x, e)
-            return G.transpose(0, 1) if self.geometry.transposed else G  # type: ignore[attr-defined]
-        G = self._one(e).reshape(-1, B.shape[0]).T @ x.reshape(-1, math.prod(self._example()))
-        if self.route.kernel == "dense":
-            return G.view(B.shape)
-        return (G.view(*B.shape[:2], -1) @ self._taps(x).flatten(1).T).view(B.shape)
-
-    def _one(self, e: Tensor) -> Tensor:
-        """The error of an example: of all positions together."""
-        return e.flatten(2).sum(2) if e.dim() > 2 else e
-
-    def _example(self) -> torch.Size:
-        return self.x[-1 - self.geometry.dims :]  # type: ignore[attr-defined]
-
-    def _at_each(self) -> Geometry:
-        return replace(self.geometry, groups=1)  # type: ignore[type-var]
-
-    def _laid_out(self, B: Tensor) -> Tensor:
-        return B.transpose(0, 1) if self.geometry.transposed else B  # type: ignore[attr-defined]
-
-    def _taps(self, like: Tensor) -> Tensor:
-        """[taps, *space]: 1 where the tap of a kernel, applied at every position, reaches this place of the input."""
-        geometry: Any = self._at_each()
-        count = math.prod(geometry.kernel_size)
-        eye = torch.eye(count, dtype=like.dtype, device=like.device)
-        K = eye.view(*((count, 1) if geometry.transposed else (1, count)), *geometry.kernel_size)
-        space = self._example()[1:]
-        ones = like.new_ones(1, 1, *self.y[-len(space) :])
-        return geometry.reconstruct(ones, K, like=like.new_empty(1, count, *space))[0]  # type: ignore[no-any-return]
-
-    def _spread(self, B: Tensor) -> Tensor:
-        """M [C, i, *space] of a kernel that is applied at every position: what e, repeated there, makes of it."""
-        taps = self._taps(B)
-        return (B.flatten(2) @ taps.flatten(1)).view(*B.shape[:2], *taps.shape[1:])
-
-
-class _Source(torch.autograd.Function):
-    """The identity on the source's output, whose backward pass sends e to every port.
-
-    tensors: the marks, the kernels, and the inputs where B learns (None elsewhere), in the ports' order.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(y: Tensor, targets: Tensor | None, ports: tuple[Port, ...], *tensors: Tensor | None) -> Tensor:
-        return no_view(y)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, targets, ctx.ports, *tensors = inputs
-        ctx.save_for_backward(targets, *tensors[len(ctx.ports) :])
-
-    @staticmethod
-    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        targets, *saved = ctx.saved_tensors
-        count = len(ctx.ports)
-        errors: list[Tensor | None] = []
-        gradients: list[Tensor | None] = []
-        for at, port in enumerate(ctx.ports):
-            B, x = saved[at].detach(), saved[count + at]
-            x = None if x is None else x.detach()
-            sent = e.sign() if port.route.signal == "sign" else targets if port.route.signal == "target" else e
-            sent = sent.to(B.dtype)
-            errors.append(port.error(sent, B) if ctx.needs_input_grad[3 + at] else None)
-            gradients.append((port.copies * port.gradient(sent, x, B)).contiguous() if port.learns else None)
-        return e, None, None, *errors, *gradients, *(None,) * count
-
-
 @dataclass
 class Collector:
     """Gathers the inputs that wait for e, until the source layer is called and hands it out.
@@ -344,6 +196,8 @@ class Collector:
     Attributes:
         source: the layer whose output's error is sent; name: its name. names: of all layers, by id.
         targets: [n, C], or classes [n], for rules that send them.
+        second: the name of a module with ``batch_first=False``, if there is one.
+        sent: whether layers before the source have had an error.
 
     >>> source = nn.Linear(8, 3)
     >>> Collector(source, "fc", {id(source): "fc"}).waiting
@@ -354,6 +208,8 @@ class Collector:
     name: str
     names: Mapping[int, str]
     targets: Tensor | None = None
+    second: str | None = None
+    sent: bool = False
     waiting: list[tuple[Port, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
 
     def take(self, route: Broadcast, use: Use, mark: Tensor, x: Tensor | None, y: torch.Size, copies: float) -> None:
@@ -368,35 +224,56 @@ class Collector:
                 f"layer {name}: rule {use.layer.rule} sends a {route.signal}, which does not follow a loss scale: use "
                 "bfloat16 or float32 in place of float16"
             )
-        port = Port(route, use.geometry, name, use.x.shape, y, copies, x is not None)
+        batch_first = bool(getattr(use.layer, "sees_batch_first", False))
+        port = Port(route.kernel, route.signal, use.geometry, name, use.x.shape, y, copies, x is not None, batch_first)
         self.waiting.append((port, mark, use.B, x))
 
-    def hand_out(self, y: Tensor) -> Tensor:
+    def hand_out(self, y: Tensor, geometry: Geometry) -> Tensor:
         """The source's output y [n, ..., C], whose error goes to all that waits.
 
         Raises:
-            UntiedError: it cannot be sent to a layer, or targets are missing or of another shape.
+            UntiedError: nobody has come to wait since the source's last call, whose error alone went out; it
+                cannot be sent to a layer, or targets are missing or of another shape.
         """
+        if not torch.is_grad_enabled() or _recomputed():
+            return y
         waiting, self.waiting = self.waiting, []
         if not waiting:
             return y
+        if all(port.name == self.name for port, *_ in waiting):
+            if self.sent:
+                raise UntiedError(
+                    f"{self.name} was called twice for one pass of the layers before it, and they take the error of "
+                    "one output: call it once, on all examples together, or name another layer as source=NAME"
+                )
+        else:
+            self.sent = True
         ports = tuple(w[0] for w in waiting)
         for port, _, B, _ in waiting:
-            port.check(y.shape, B, self.name)
-        targets = self._targets(y) if any(port.route.signal == "target" for port in ports) else None
+            port.check(y.shape, B, self.name, geometry, self.second)
+        targets = self._targets(y, geometry) if any(port.signal == "target" for port in ports) else None
         marks, kernels, inputs = (tuple(w[i] for w in waiting) for i in (1, 2, 3))
-        return _Source.apply(y, targets, ports, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
+        return Source.apply(y, targets, ports, geometry, *marks, *kernels, *inputs)  # type: ignore[no-any-return]
 
-    def _targets(self, y: Tensor) -> Tensor:
+    def _targets(self, y: Tensor, geometry: Geometry) -> Tensor:
         """The targets in the output's shape; classes become one-hot."""
-        t = self.targets
-        if t is not None and not t.is_floating_point() and t.shape == (*y.shape[:-1],):
-            t = torch.nn.functional.one_hot(t.long(), y.shape[-1])
+        t, at = self.targets, geometry.features % y.dim() if y.dim() > 1 else 0
+        labels = (*y.shape[:at], *y.shape[at + 1 :])
+        if t is not None and not isinstance(t, Tensor):
+            raise UntiedError(f"targets are {type(t).__name__}: give a tensor, as torch.as_tensor(targets) is")
+        if t is not None and not (t.is_floating_point() or t.is_complex()) and t.shape == labels:
+            C, low, high = y.shape[at], *((int(t.min()), int(t.max())) if t.numel() else (0, 0))
+            if low < 0 or high >= C:
+                raise UntiedError(
+                    f"targets are classes from {low} to {high}, and {self.name} has {C} outputs: a rule that sends "
+                    "targets needs a class for every example; give one-hot rows, of zeros where there is none"
+                )
+            t = torch.nn.functional.one_hot(t.long(), C).movedim(-1, at)
         if t is None or t.shape != y.shape:
-            given = "none were given" if t is None else f"those given are {tuple(t.shape)}"
+            given = "none were given" if t is None else f"those given are {tuple(t.shape)}, {t.dtype}"
             raise UntiedError(
                 f"a rule that sends targets needs them in the shape of {self.name}'s output, {tuple(y.shape)}, or as "
-                f"classes {tuple(y.shape[:-1])}, and {given}: use untied.record(model, targets=...)"
+                f"whole numbers, its classes, {labels}, and {given}: use untied.record(model, targets=...)"
             )
         return t.detach().to(y.device, y.dtype)
 
@@ -414,8 +291,13 @@ class Collector:
 
 
 @contextmanager
-def broadcasting(layers: Mapping[str, Layer], targets: Tensor | None = None) -> Iterator[None]:
+def broadcasting(
+    layers: Mapping[str, Layer], targets: Tensor | None = None, second: str | None = None
+) -> Iterator[None]:
     """Let the error of the source's output reach every layer whose route broadcasts, for one forward pass or several.
+
+    Args:
+        layers: by name. targets: for rules that send them. second: a module with ``batch_first=False``, if any.
 
     Raises:
         UntiedError: layers name two sources, or one that is not untied; a layer still waits at the end.
@@ -437,7 +319,7 @@ def broadcasting(layers: Mapping[str, Layer], targets: Tensor | None = None) -> 
     (name,) = named
     if name not in layers:
         raise UntiedError(f"source={name} is no untied layer: possible are {', '.join(layers)}; 'bp' unties it too")
-    collector = Collector(layers[name], name, {id(layer): n for n, layer in layers.items()}, targets)
+    collector = Collector(layers[name], name, {id(layer): n for n, layer in layers.items()}, targets, second)
     before = {n: layer.collector for n, layer in layers.items()}
     for n, layer in layers.items():
         layer.collector, layer.is_source = collector, n == name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,7 +56,8 @@ class Call:
     Attributes:
         layer: whose kernel it is.
         x: [n, ...] the layer's input. y: [n, ...] its output, bias included.
-        W, B: the kernels, of one shape. bias: [o] or None.
+        W: the kernel. bias: [o] or None.
+        made: gives B, of W's shape; a product of two kernels is multiplied out for who asks alone.
         geometry: how the layer uses them.
         kernels: W and B themselves, as the layer holds them, that gradients go to.
         part: the rows of them that were used; None for all.
@@ -76,11 +77,16 @@ class Call:
     x: Tensor
     y: Tensor
     W: Tensor
-    B: Tensor
+    made: Callable[[], Tensor]
     bias: Tensor | None
     geometry: Geometry
     kernels: tuple[Tensor, Tensor]
     part: slice | None = None
+
+    @property
+    def B(self) -> Tensor:
+        """The kernel that errors go through, of W's shape."""
+        return self.made()
 
 
 class Listener(Protocol):

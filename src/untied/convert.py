@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,14 @@ from . import foreign
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
-from .layers import LAYERS, Untied, beside_name, untied_layers
+from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, untied_layers
 from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .routes import Place
 from .rule import Rule
 from .rules import as_rule
 
-__all__ = ["Groups", "Report", "like_weight", "parameter_groups", "tie_", "untie_"]
+__all__ = ["Report", "like_weight", "tie_", "untie_"]
 
 Filter = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
 Allow = str | Collection[str] | bool
@@ -175,10 +174,12 @@ def untie_(
         _check_kernels(name, module)
     _check_shared(modules, chosen)
     # Everything that can fail comes first: an error leaves the model as it was.
+    _check_source(modules, chosen)
     source, outputs = _source(modules, chosen, rule)
-    if source and init != "like":
+    if init != "like" and not rule.takes_init:
         raise UntiedError(
-            f"init={init!r} says nothing of a B that is no kernel of its layer: write draw=... in the rule"
+            f"init={init!r} would change nothing under rule {rule}, whose errors pass no B of W's layout with a first "
+            f"value: leave it out{', or write draw=... in the rule' if source else ''}"
         )
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
@@ -241,6 +242,19 @@ def _geometry_of(module: nn.Module, weight: str) -> Geometry:
     return untied.geometry_of(weight)  # type: ignore[no-any-return, operator]
 
 
+def _check_source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module]) -> None:
+    """Layers that broadcast already were made for the last layer of then: refuse one behind it."""
+    before = {n: m for n, m in modules.items() if isinstance(m, Untied)}
+    last = [n for n in modules if n in chosen or n in before][-1]
+    waits = [n for n, m in before.items() if m.rule.route.broadcasts and not m.rule.route.source]  # type: ignore[attr-defined]
+    if waits and last not in before:
+        source = list(before)[-1]
+        raise UntiedError(
+            f"layer {waits[0]} was untied to take the error of {source}, the last untied layer of then, and {last} "
+            f"comes after it: untie all in one call, or name the source, as in dfa(source={last})"
+        )
+
+
 def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: Rule) -> tuple[str, int | None]:
     """The layer whose output's error is broadcast, and how many features that has."""
     if not rule.route.broadcasts:
@@ -251,6 +265,13 @@ def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: R
     if name not in known:
         raise UntiedError(f"source={name} is no layer that can be untied: possible are {', '.join(known)}")
     module = known[name]
+    several = module.own_weights() if isinstance(module, Untied) else _own_weights(module)
+    if len(several) > 1:
+        raise UntiedError(
+            f"the errors of {name or '(the model)'}'s output would be broadcast, and it is {type(module).__name__} "
+            f"with {len(several)} kernels: end the network with a layer of one, such as nn.Linear, or name one as "
+            "source=NAME"
+        )
     weight = module.own_weights()[-1] if isinstance(module, Untied) else _own_weights(module)[-1]
     geometry = module.geometry_of(weight) if isinstance(module, Untied) else _geometry_of(module, weight)
     return name or "(the model)", geometry.sizes(read_kernel(module, weight))[1]
@@ -394,61 +415,9 @@ def tie_(model: nn.Module) -> nn.Module:
                 remove_backward(module, beside_name(weight, key))
         plain = layer.plain_class
         for attribute in (
-            "rule", "plain_class", "listeners", "was_called", "history", "patches", "visited", "collector",
-            "__module__",
+            "rule", "plain_class", "was_called", "patches", "__module__", *OF_A_RECORDING,
         ):  # fmt: skip
             module.__dict__.pop(attribute, None)
         rebase(module, plain)
     foreign.release(model)
     return model
-
-
-class Groups(NamedTuple):
-    """A model's parameters by what moves them.
-
-    Attributes:
-        forward: all but the backward weights. backward: the backward weights; empty under `bp`.
-    """
-
-    forward: list[nn.Parameter]
-    backward: list[nn.Parameter]
-
-    def with_settings(
-        self, forward: Mapping[str, Any] | None = None, backward: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """As optimizers take them, each with its "name"; a group without parameters is left out, as under `bp`.
-
-        Args:
-            forward, backward: settings of each, such as ``{"lr": 0.01}``. The backward weights have no weight decay
-                unless it is given: R has its own.
-
-        >>> import torch, untied
-        >>> model = torch.nn.Linear(3, 2)
-        >>> _ = untied.untie_(model, "sa")
-        >>> groups = untied.parameter_groups(model).with_settings({"weight_decay": 1e-4}, {"lr": 0.01})
-        >>> [g["name"] for g in torch.optim.SGD(groups, lr=0.1).param_groups]
-        ['forward', 'backward']
-        """
-        both = (
-            {"params": self.forward, "name": "forward", **(forward or {})},
-            {"params": self.backward, "name": "backward", "weight_decay": 0.0, **(backward or {})},
-        )
-        return [group for group in both if group["params"]]
-
-
-def parameter_groups(model: nn.Module) -> Groups:
-    """(forward, backward): all other parameters, and the backward weights; each a list, as optimizers take it.
-
-    ``.with_settings(...)`` makes parameter groups of them, with names. Give weight decay to the forward group only: R
-    has its own decay. Feedback alignment's backward weights are frozen (``requires_grad=False``), which optimizers pass
-    over; transport rules have none.
-
-    >>> import torch, untied
-    >>> model = torch.nn.Linear(4, 3)
-    >>> _ = untied.untie_(model, "sa")
-    >>> forward, backward = untied.parameter_groups(model)
-    >>> [tuple(p.shape) for p in backward]
-    [(3, 4)]
-    """
-    backward = {id(B): B for layer in untied_layers(model).values() for B in layer.backward_parameters()}
-    return Groups([p for p in model.parameters() if id(p) not in backward], list(backward.values()))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from .algebra import Alignment
 from .broadcast import Broadcast
+from .checks import text_of
 from .coefficients import Coefficient
 from .routes import word
 
@@ -31,7 +32,7 @@ class _Direct(Alignment):
 
     def __str__(self) -> str:
         given = {p.name: c for p, c in self.combination.items()}
-        words = [f"{n}={given.get(n, 0.0):g}" for n, v in self.defaults.items() if given.get(n, 0.0) != v]
+        words = [f"{n}={text_of(given.get(n, 0.0))}" for n, v in self.defaults.items() if given.get(n, 0.0) != v]
         route, plain = self.route, Broadcast()
         words += [f"{n}={word(v)}" for n in self.ROUTE if (v := getattr(route, n)) != getattr(plain, n)]
         return f"{self.name}({', '.join(words)})" if words else self.name

@@ -50,6 +50,10 @@ def beside_name(weight: str, key: str) -> str:
     return f"backward_{weight}" if key == "backward_weight" else f"{key}_{weight}"
 
 
+OF_A_RECORDING = ("listeners", "visited", "collector", "is_source", "history")
+"""What a layer keeps of recordings, and no copy of it has."""
+
+
 class Untied:
     """Mixed into a plain layer class, in front of it: ``class UntiedLinear(Untied, nn.Linear)``.
 
@@ -72,6 +76,7 @@ class Untied:
     collector: Collector | None = None  # under a recording, where the route broadcasts
     is_source: bool = False  # whether it is its output's error that is broadcast
     listeners: tuple[Listener, ...] = ()  # set by record(), metrics.measure() and others for the time of a forward pass
+    sees_batch_first: ClassVar[bool] = False  # whether its kernels do so whatever the layer's own input is
     was_called: bool = False
     history: History | None = None  # between two recordings, see `untied.audit`
     visited: Mapping[str, tuple[int, int]] = MappingProxyType({})  # which W, in which version, the rule has visited
@@ -113,20 +118,33 @@ class Untied:
         b = None if bias is None else getattr(self, bias)
         beside, route = self.beside(weight), self.rule.route
         route.prepare(beside, x, geometry)
-        B = self.backward_kernel(weight, W)
-        kernels = self._targets(weight, W, beside["backward_weight"] if route.whole else B)
+        B = None if route.factored else self.backward_kernel(weight, W)
+        kernels = self._targets(weight, W, beside["backward_weight"] if B is None or route.whole else B)
         kernels = self.rule.compared(kernels[0], beside), kernels[1]
+        whole = W
         if part is not None:
-            W, B, b = W[part], B[part] if route.like_weight else B, None if b is None else b[part]
+            W, B, b = W[part], B[part] if B is not None and route.like_weight else B, None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
-        y = self.rule.send(Use(x_, W_, B_, b_, geometry, beside, self))
+        y = self.rule.send(Use(x_, W_, B_, b_, geometry, beside, self, part))
+        if self.collector is not None and self.collector.source is self:
+            y = self.collector.hand_out(y, geometry)
         if self.listeners:
-            call = Call(self, x_, y, W_, B_, b_, geometry, kernels, None if route.whole else part)
+
+            def made() -> Tensor:
+                return B_ if B_ is not None else self._product(weight, whole, part)
+
+            call = Call(self, x_, y, W_, made, b_, geometry, kernels, None if route.whole else part)
             for listener in self.listeners:
                 listener.note(call)
         elif self.rule.needs_record and torch.is_grad_enabled() and getattr(self, "training", False):
             self._warn_unrecorded()
         return y
+
+    def _product(self, weight: str, W: Tensor, part: slice | None) -> Tensor:
+        """B where it is made of several kernels, as the operation would see it."""
+        B = self.backward_kernel(weight, W)
+        (cast,) = cast_for_autocast(B if part is None else B[part])
+        return cast  # type: ignore[no-any-return]
 
     def _targets(self, weight: str, W: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """What R's gradients go to. A parametrized kernel is made anew at each call; its first one stands for all."""
@@ -188,11 +206,7 @@ class Untied:
 
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy: nobody listens to a copy that is made inside record()."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("listeners", "visited", "collector", "history")
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in OF_A_RECORDING}
 
     def own_weights(self) -> list[str]:
         """The names of the kernels that this layer has."""

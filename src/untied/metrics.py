@@ -96,7 +96,8 @@ class Errors:
         if not call.y.requires_grad:
             return
         calls = self.seen.setdefault(id(call.layer), [])
-        kept = replace(call, x=call.x.detach(), y=call.y.detach(), W=call.W.detach(), B=call.B.detach())
+        B = call.B.detach()
+        kept = replace(call, x=call.x.detach(), y=call.y.detach(), W=call.W.detach(), made=lambda: B)
         # A hook sees the error at y itself, also where an in-place activation overwrites y later.
         call.y.register_hook(lambda g: calls.append((kept, g.detach())))
 

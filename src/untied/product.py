@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
 from .algebra import Alignment
 from .checks import text_of
 from .coefficients import Coefficient
-from .errors import UntiedError
-from .routes import Oja, Place, Product, Use
+from .routes import Product
 
 __all__ = ["LowRankFeedback", "ProductFeedback"]
 
@@ -27,13 +23,9 @@ class _Product(Alignment):
 
     def __str__(self) -> str:
         given = {p.name: c for p, c in self.combination.items()}
-        own = {**{n: given.get(n, 0.0) for n in self.defaults}, **{n: self.setting(n) for n in self.ROUTE}}
+        own = {**{n: given.get(n, 0.0) for n in self.defaults}, **{n: getattr(self.route, n) for n in self.ROUTE}}
         words = [f"{n}={text_of(v)}" for n, v in own.items() if v != {**self.defaults, **self.ROUTE}[n]]
         return f"{self.name}({', '.join(words)})" if words else self.name
-
-    def setting(self, name: str) -> Any:
-        """One option."""
-        return getattr(self.route, name)
 
 
 class ProductFeedback(_Product):
@@ -72,8 +64,7 @@ class LowRankFeedback(_Product):
 
     P's gradient is −(I − P Pᵀ) gᵀ g P, summed over batch and positions, times ``oja``. It is of second order in g: a
     loss that is scaled by s scales it by s². So float16's loss scale is refused, and under several processes P moves
-    faster by their number. The published saving comes from passing errors through the factors one after the other;
-    here their product is made once a pass, as `untied.routes.Product` has it.
+    faster by their number.
 
     Args:
         rank: columns of P, for each group of a convolution. oja: how much of Oja's rule moves P; 0 keeps it.
@@ -91,38 +82,4 @@ class LowRankFeedback(_Product):
     ROUTE: ClassVar[dict[str, Any]] = {"rank": 8, "oja": 1.0}
 
     def __init__(self, rank: int = 8, oja: float = 1.0, copy: Coefficient = 1.0, decay: Coefficient = 1e-3) -> None:
-        super().__init__({"copy": copy, "decay": decay}, route=Product(rank=rank))
-        if isinstance(oja, bool) or not isinstance(oja, int | float) or not 0 <= oja < float("inf"):
-            raise UntiedError(f"oja={oja!r} is not possible: give a finite number from 0")
-        self.oja = float(oja)
-
-    def setting(self, name: str) -> Any:
-        return self.oja if name == "oja" else super().setting(name)
-
-    def beside(self, at: Place) -> dict[str, Tensor | None]:
-        kept = super().beside(at)
-        if self.oja:
-            kept["backward_factor"] = nn.Parameter(kept["backward_factor"])  # type: ignore[arg-type]
-        return kept
-
-    def send(self, use: Use) -> Tensor:
-        """The layer's output [n, ...], whose graph also moves P by Oja's rule.
-
-        Raises:
-            UntiedError: float16, or a layer that uses some of a kernel's outputs alone, while P moves.
-        """
-        y, P = super().send(use), use.beside["backward_factor"]
-        if not self.oja or not torch.is_grad_enabled() or not P.requires_grad:
-            return y
-        if y.dtype == torch.float16:
-            raise UntiedError(f"{self}: P moves by gᵀ g, which a loss scale multiplies twice: use bfloat16, or oja=0")
-        unbatched = use.geometry.positional and use.geometry.batch_size(use.x) is None
-        at = 0 if unbatched else use.geometry.features
-        features = y.movedim(at, -1)
-        if features.shape[-1] != P.shape[0] * P.shape[1]:
-            raise UntiedError(
-                f"{self}: a layer used {features.shape[-1]} of {P.shape[0] * P.shape[1]} outputs of a kernel alone, as "
-                "attention of different queries and keys does, and P belongs to all of them: give oja=0"
-            )
-        rows = Oja.apply(features.reshape(-1, P.shape[0], P.shape[1]), P, self.oja)
-        return rows.view(features.shape).movedim(-1, at)  # type: ignore[no-any-return]
+        super().__init__({"copy": copy, "decay": decay}, route=Product(rank=rank, oja=oja))

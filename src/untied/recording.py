@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def record(
     tape = Tape(layers, progress, step, align)
     audit.begin(layers)
     visit(layers, step, align)
-    with _watching(model, layers), broadcasting(layers, targets), listening(layers, tape), _every_layer(layers):
+    second = next((n for n, m in model.named_modules() if getattr(m, "batch_first", True) is False), None)
+    with _watching(model, layers), broadcasting(layers, targets, second), listening(layers, tape), _every_layer(layers):
         yield tape
     tape.count_patches()
     audit.end(tape)
@@ -148,8 +150,8 @@ def _watching(model: nn.Module, layers: Mapping[str, Untied]) -> Iterator[None]:
         return
 
     def see(module: nn.Module, given: Any, output: Any) -> None:
-        several = output.values() if type(output) is dict else output if isinstance(output, tuple | list) else ()
-        count = sum(isinstance(t, Tensor) and t.requires_grad for t in several)
+        # a number beside the outputs is a loss that the network computes by itself
+        count = sum(t.requires_grad and t.dim() > 0 for t in _tensors(output))
         if count > 1:
             raise UntiedError(
                 f"the network's output is {count} tensors, and errors are broadcast from one: return that alone while "
@@ -161,3 +163,20 @@ def _watching(model: nn.Module, layers: Mapping[str, Untied]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Every tensor of a network's output, in mappings, sequences and dataclasses within one another."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, tuple | list):
+        parts = list(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, f.name) for f in fields(output)]
+    else:
+        return
+    for part in parts:
+        yield from _tensors(part)

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .autograd import cast_for_autocast
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
-from .layers import Untied, register_layer
+from .layers import OF_A_RECORDING, Untied, register_layer
 
 __all__: list[str] = []
 
@@ -92,6 +92,8 @@ class Steps:
 class _UntiedRecurrent(Untied):
     """What RNN, LSTM and GRU share."""
 
+    sees_batch_first = True
+
     def geometry(self) -> Geometry:
         return DENSE
 
@@ -108,13 +110,18 @@ class _UntiedRecurrent(Untied):
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = nn.RNNBase.__getstate__(self)  # type: ignore[arg-type]
-        return {name: value for name, value in state.items() if name not in ("listeners", "visited", "collector")}
+        return {name: value for name, value in state.items() if name not in OF_A_RECORDING}
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As the plain layer's, arguments and results."""
         layer: Any = self
         if isinstance(input, PackedSequence):
             data, sizes, order, back = input
+            if self.collector is not None and order is not None:
+                raise UntiedError(
+                    f"{type(layer).__name__}: pack_padded_sequence(..., enforce_sorted=False) puts the sequences in "
+                    "another order, and an error that is broadcast is in the batch's own: sort them first, or only pad"
+                )
             state = self._initial(data, hx, int(sizes[0]), order, sizes)
             out, state = self._layers(data, Steps(tuple(sizes.tolist())), state)
             return PackedSequence(out, sizes, order, back), layer.permute_hidden(self._hidden(state), back)

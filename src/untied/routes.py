@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .autograd import no_view, untied_operation
+from .autograd import cast_for_autocast, untied_operation
 from .errors import UntiedError
+from .factored import Factored
 from .geometry import DENSE, Geometry
 
 __all__ = ["ROUTES", "THROUGH", "Place", "Product", "Route", "Through", "Use"]
@@ -57,7 +58,8 @@ class Use:
     Attributes:
         x, W, B, bias: as the operation sees them, in autocast's dtype and cut to the rows in use.
         beside: what stands beside W. geometry: how the layer uses W.
-        layer: whose kernel it is, for its collector and its name.
+            B is None where the route takes its kernels from there.
+        layer: whose kernel it is, for its collector and its name. part: the rows of W that are used; None for all.
 
     >>> import torch
     >>> x, W, B = torch.ones(5, 4), torch.ones(3, 4), torch.zeros(3, 4)
@@ -67,11 +69,12 @@ class Use:
 
     x: Tensor
     W: Tensor
-    B: Tensor
+    B: Any
     bias: Tensor | None
     geometry: Geometry
     beside: Mapping[str, Any]
     layer: Any
+    part: slice | None = None
 
 
 class Route:
@@ -83,6 +86,8 @@ class Route:
         broadcasts: whether it takes the error of the network's output, and so needs `untied.record`.
         like_weight: whether the kernel that carries errors has W's layout, so that the two can be compared.
         whole: whether a part of W uses what stands beside all of it.
+        factored: whether errors pass several kernels, whose product nobody needs but who asks for it.
+        takes_init: whether B's first value is the one that ``untie_(init=...)`` gives.
         cost: multiplications of a step over backpropagation's, for a layer whose input needs a gradient.
         sends: in a word or two, what reaches a layer, and through what.
 
@@ -95,6 +100,8 @@ class Route:
     broadcasts: ClassVar[bool] = False
     like_weight: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    factored: ClassVar[bool] = False
+    takes_init: ClassVar[bool] = False
     cost: ClassVar[float] = 1.0
     sends: str = "g, through B"
 
@@ -136,7 +143,7 @@ class Through(Route):
     through
     """
 
-    name = "through"
+    name, takes_init = "through", True
 
     def beside(self, at: Place, learns: bool) -> dict[str, Tensor | None]:
         return {"backward_weight": nn.Parameter(at.draw(), requires_grad=learns)}
@@ -153,13 +160,15 @@ class Product(Route):
     the gradient Pᵀ correlate(x, g) = correlate(x, Pᵀ g), which is what passes at R (product feedback alignment, Ji-An
     and Benna 2024). With an orthonormal P of few columns it is low-rank feedback (Hanut and Kadmon 2025).
 
-    K is made once a pass, of the size of W, so the layer products cost what backpropagation's do. P R itself, and its
-    share of R's gradient, are two products more of the weights alone: middle / (n · positions) of a layer product each.
+    Errors pass the two one after the other, or K, which is made for it: whichever takes fewer multiplications, see
+    `untied.factored`. Where the batch times the positions is many times W's outputs, that is K, and a step costs what
+    backpropagation's does.
 
     Args:
         expand: middle channels for each output.
         rank: middle channels, in place of ``expand``; P's columns are orthonormal then.
         density: share of P's entries that are not zero.
+        oja: how much of Oja's rule moves P; 0 keeps it.
 
     Raises:
         UntiedError: an impossible number; later, a rank above a layer's number of outputs (in one group).
@@ -170,12 +179,13 @@ class Product(Route):
 
     name = "product"
     keeps = ("backward_weight", "backward_factor")
-    whole = True
+    whole = factored = True
     sends = "g, through two kernels"
 
     expand: float = 1.0
     rank: int | None = None
     density: float = 1.0
+    oja: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.expand, int | float) or not 0 < self.expand < math.inf:
@@ -184,6 +194,8 @@ class Product(Route):
             raise UntiedError(f"rank={self.rank!r} is not possible: give a whole number from 1, without expand")
         if not isinstance(self.density, int | float) or not 0 < self.density <= 1:
             raise UntiedError(f"density={self.density!r} is not possible: give a share above 0 and at most 1")
+        if isinstance(self.oja, bool) or not isinstance(self.oja, int | float) or not 0 <= self.oja < math.inf:
+            raise UntiedError(f"oja={self.oja!r} is not possible: give a finite number from 0")
 
     def beside(self, at: Place, learns: bool) -> dict[str, Tensor | None]:
         """R in W's layout with ``middle`` in place of its outputs, and P [groups, outputs, middle].
@@ -199,11 +211,11 @@ class Product(Route):
                 f"layer {at.name or '(the model)'} has {outputs} outputs{' a group' if groups > 1 else ''}, fewer than "
                 f"rank={self.rank}: give at most {outputs}, or another rule for this layer with untie_(..., filter=...)"
             )
-        std = rows.std(correction=0)
+        P, std = self.factor(groups, outputs, middle, rows), rows.std(correction=0)
         R = torch.randn_like(rows[:, :1].expand(-1, middle, -1).contiguous()) * std
         return {
             "backward_weight": nn.Parameter(at.geometry.from_rows(R, at.W.shape), requires_grad=learns),
-            "backward_factor": self.factor(groups, outputs, middle, rows),
+            "backward_factor": nn.Parameter(P) if self.oja else P,
         }
 
     def factor(self, groups: int, outputs: int, middle: int, like: Tensor) -> Tensor:
@@ -221,31 +233,26 @@ class Product(Route):
         rows = beside["backward_factor"].detach() @ geometry.rows(beside["backward_weight"])
         return geometry.from_rows(rows, W.shape)
 
+    def send(self, use: Use, copies: float) -> Tensor:
+        """The layer's output [n, ...], whose errors pass P and then R.
 
-class Oja(torch.autograd.Function):
-    """The identity on y, whose backward pass gives P the gradient −(I − P Pᵀ) gᵀ g P times ``factor``, summed over
-    batch and positions: Oja's rule, by which P's columns come to span the directions in which g varies most.
-
-    y is [rows, groups, outputs], P [groups, outputs, middle].
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(y: Tensor, P: Tensor, factor: float) -> Tensor:
-        return no_view(y)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.factor = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        (P,) = ctx.saved_tensors
-        g_ = g.to(P.dtype).transpose(0, 1)  # [groups, rows, outputs]
-        A = g_.mT @ (g_ @ P)
-        return g, ctx.factor * (P @ (P.mT @ A) - A), None
+        Raises:
+            UntiedError: P moves by Oja's rule, and it is float16, or a layer uses some of its outputs alone.
+        """
+        P, (R,) = use.beside["backward_factor"], cast_for_autocast(use.beside["backward_weight"])
+        turns = bool(self.oja) and torch.is_grad_enabled() and P.requires_grad
+        if turns and use.W.dtype == torch.float16:
+            raise UntiedError(f"{self}: P moves by gᵀ g, which a loss scale multiplies twice: use bfloat16, or oja=0")
+        if use.part is not None:
+            rows = P[:, use.part]
+            if turns and rows.shape[1] != P.shape[1]:
+                raise UntiedError(
+                    f"{self}: a layer used {rows.shape[1]} of {P.shape[1]} outputs of a kernel alone, as attention of "
+                    "different queries and keys does, and P belongs to all of them: give oja=0"
+                )
+            P = rows
+        x = use.geometry.prepare(use.x)
+        return Factored.apply(x, use.W, R, P, use.bias, use.geometry, copies, self.oja)  # type: ignore[no-any-return]
 
 
 ROUTES: dict[str, type[Route]] = {"through": Through, "product": Product}

@@ -119,6 +119,11 @@ class Rule:
         return self.copies != 0
 
     @property
+    def takes_init(self) -> bool:
+        """Whether B has a first value, which ``untie_(init=...)`` gives."""
+        return self.route.takes_init
+
+    @property
     def needs_record(self) -> bool:
         return self.aligns or self.route.broadcasts
 

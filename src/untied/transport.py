@@ -34,7 +34,7 @@ class Transport(Rule):
     False
     """
 
-    motion, local = "transport", False
+    motion, local, takes_init = "transport", False, False
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -257,6 +257,20 @@ class Transported(Transport):
             given = "nothing" if value is None else f"{value:g}"
             raise UntiedError(f"{kind.parameter} of transport({name}(...)) is {given}: give {kind.possible}")
         return Feedback(name, float(value))
+
+    def beside(self, at: Place) -> dict[str, Tensor | None]:
+        """Nothing beside W.
+
+        Raises:
+            UntiedError: a low rank that is no lower than W's.
+        """
+        f, most = self.function, min(at.W.shape[0], at.W[0].numel())
+        if isinstance(f, Feedback) and f.name == "lowrank" and f.value is not None and f.value >= most:
+            raise UntiedError(
+                f"layer {at.name or '(the model)'} has a W of rank {most}, so under {self} its B would be W: give a "
+                "lower rank, or another rule for this layer with untie_(..., filter=...)"
+            )
+        return super().beside(at)
 
     def backward_weight(self, W: Tensor, magnitude: Tensor | None) -> Tensor:
         """f(W), in W's layout and type.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import untied
+from runs import Page
 from untied.errors import UntiedError
 from untied.lab.bench import BenchConfig
 from untied.lab.cli import main
@@ -18,6 +19,7 @@ from untied.lab.dynamics import DynamicsConfig
 from untied.lab.listing import moves
 from untied.lab.neural.command import NeuralConfig
 from untied.lab.record import RunFolder
+from untied.lab.report import PAPER
 from untied.lab.signs import FROZEN
 from untied.lab.study.config import KINDS
 from untied.rules import taxonomy
@@ -28,6 +30,21 @@ CONFIGS = {
     "compare": CompareConfig, "train": TrainConfig, "bench": BenchConfig, "dynamics": DynamicsConfig,
     "diagnose": DiagnoseConfig,
 }  # fmt: skip
+
+
+SAID: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "dynamics": (
+        "Dynamics of wm",
+        "Stable line (every start comes to rest, on a line or curve of fixed points): wm.",
+        ("wm at x = 1", "eigenvalues 0 symmetric, 2 skew", "9.49 steps"),
+    ),
+    "diagnose": (
+        "What each layer will do under wm: mlp-8 on digits",
+        "Predicted for 2 layers: ",
+        ("fc1 ", "fc2 ", "of every layer"),
+    ),
+}
+"""On the page of a command: the title, what came out, and what the words in place of its figure have in them."""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +70,15 @@ def test_a_folder_is_written_again(
             (out / name).unlink()
     assert main(["report", str(out)]) == 0
     assert {name: (out / name).read_bytes() for name in files} == before
-    assert f"untied {words[0]}" in (out / "index.html").read_text()
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert f"untied {words[0]}" in page.text
+    title, came_out, numbers = SAID[words[0]]
+    assert page.of("h1") == page.of("title") == title and came_out in page.text
+    links = page.values("a", "href")
+    assert PAPER in links and (out / links[0]).resolve() == ROOT / "docs/theory.md"
+    alts = page.values("img", "alt")
+    assert len(alts) == 1 and all(number in alts[0] for number in numbers), alts
+    assert not set(alts) & {page.of("figcaption")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import untied
+from runs import Page
 from untied.dynamics import layer, time_constant
 from untied.lab.cli import main
 from untied.lab.config import OptimizerConfig
@@ -175,6 +176,12 @@ def test_a_short_run_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureF
         assert row["regime"] == "stable" and row["suggestion"] == ""
         assert 0.8 < row["measured_ratio"] < 1.2 and row["measured_angle"] < 30
     assert (out / "figures" / "scatter.png").is_file() and "measured" in (out / "table.md").read_text()
+    page = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert (
+        "After 40 steps ‖B‖ over ‖W‖ lies between" in page.text and "as measured after 40 training steps" in page.text
+    )
+    predicted, scattered = page.values("img", "alt")
+    assert "Crosses, measured after 40 steps: fc1 " in predicted and "°, ‖B‖/‖W‖ = " in scattered
     assert main(["diagnose", *words, "--out", str(out)]) == 2
     assert "overwrite" in capsys.readouterr().err
 

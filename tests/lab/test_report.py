@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from runs import Page, silent
 from untied import UntiedError
-from untied.lab import plots, report
+from untied.lab import diagnose, plots, report
+from untied.lab.commands import AGAIN as COMMANDS
+from untied.lab.compare import finish
+from untied.lab.config import CompareConfig
+from untied.lab.findings import Words, captions, finding
+from untied.lab.neural.figures import FLOORS
 from untied.lab.record import RunFolder
+from untied.lab.signs import FROZEN
+from untied.lab.study import figures as studies
+from untied.lab.tasks.metric import Metric
 from untied.rules import NAMED
 
 RULES = ("bp", "sa", "wm", "0.5*amp + decay")
@@ -101,6 +112,130 @@ def test_accuracy_curves_are_the_mean_over_seeds_in_percent() -> None:
     assert list(lines["sa"].get_xdata()) == [1, 2, 3]
     assert lines["sa"].get_ydata() == pytest.approx([30.5, 60.5, 90.5])
     assert "epoch" in texts(figure) and "(%)" in texts(figure)
+
+
+def contrast(colour: Any, other: Any) -> float:
+    """Of two colours, as WCAG 2 has it: 1 to 21."""
+
+    def luminance(colour: Any) -> float:
+        channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
+
+    low, high = sorted((luminance(colour), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+TEMPLATE = Path(report.__file__).parent / "templates" / "page.html"
+PAGES = re.findall(r"--page: (#\w{6})", TEMPLATE.read_text(encoding="utf-8"))
+
+
+def test_the_pages_are_light_and_dark_and_contrast_is_what_it_should_be() -> None:
+    assert len(PAGES) == 2 and contrast(*PAGES) > 15
+    assert contrast("#ffffff", "#000000") == pytest.approx(21) and contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_rules_have_a_contrast_of_3_on_the_light_and_on_the_dark_page(page: str) -> None:
+    """In figures they stand on white; in the page's table each rule has its mark on the page itself."""
+    rules = [*NAMED, FROZEN, *(f"amp + {i}*decay" for i in range(30))]
+    for rule, look in plots.looks(rules).items():
+        assert contrast(look.colour, page) >= 3, (rule, look.colour, contrast(look.colour, page))
+    assert set(NAMED) | {FROZEN} <= set(plots.COLOURS)
+    for colour in (*plots.COLOURS.values(), *plots.SPARE):
+        assert contrast(colour, page) >= 3, colour
+
+
+def test_what_else_is_drawn_has_a_contrast_of_3_on_white() -> None:
+    layers = plots.shaded([f"layer{i}" for i in range(50)])
+    others = [look.colour for look in FLOORS.values()] + [studies.BLUE, studies.ORANGE, *diagnose.COLOURS.values()]
+    for colour in (*layers.values(), *others, plots.SOFT):
+        assert contrast(colour, "white") >= 3, colour
+
+
+def test_a_marker_tells_the_default_rules_apart_without_colour() -> None:
+    default = plots.looks(CompareConfig().rules)
+    assert len({(look.marker, look.dash) for look in default.values()}) == len(default)
+    assert len(set(plots.looks([*NAMED, FROZEN]).values())) == len({*NAMED, FROZEN})
+    assert set(report.SHAPES) == set(plots.MARKERS)
+    assert plots.looks(["bp"])["bp"].dash == "--" and plots.looks([FROZEN])[FROZEN].dash == ":"
+    lines = plots.accuracy_curves(make_metrics()).axes[0].lines
+    assert len({line.get_marker() for line in lines}) == len(RULES)
+
+
+def legends(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_legends_and_panels_have_the_tables_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which runs have ended, and whichever rule is the best."""
+    rows = make_rows()[::-1]
+    run = RunFolder.create(tmp_path / "run", CompareConfig(rules=tuple(row["rule"] for row in rows)))
+    for line in make_metrics():
+        run.append(line | {"validation_accuracy": 0.1 * len(line["rule"])})
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, folder, name: drawn.update({name: figure}))
+    finish(run, CompareConfig(rules=tuple(row["rule"] for row in rows)), rows, silent())
+    order = [row["rule"] for row in rows]
+    table = Page((run.path / "index.html").read_text(encoding="utf-8")).of("b").split("  ")
+    assert " ".join(table) == " ".join(order)
+    assert legends(drawn["accuracy"]) == order
+    assert [axes.get_title() for axes in drawn["angles"].axes] == order
+    assert [text.get_text() for text in drawn["results"].axes[0].get_yticklabels()] == order
+
+
+def crowd(*ends: float) -> list[dict[str, Any]]:
+    rules = ["bp", "sa", "aa", "kp", "fa"][: len(ends)]
+    return [
+        {"rule": rule, "seed": 0, "epoch": epoch, "validation_accuracy": end * min(1, epoch / 7)}
+        for rule, end in zip(rules, ends, strict=True)
+        for epoch in range(1, 11)
+    ]
+
+
+def named(figure: Figure) -> list[list[str]]:
+    return [[text.get_text() for text in axes.texts] for axes in figure.axes]
+
+
+def test_there_is_a_close_up_where_rules_pile_up_and_each_line_has_its_name_once() -> None:
+    figure = plots.accuracy_curves(crowd(0.98, 0.975, 0.97, 0.96, 0.6))
+    whole, close = figure.axes
+    assert close.get_title() == "The same, close up" and whole.get_ylim() == (0, 101)
+    low, high = close.get_ylim()
+    assert 90 < low < 96 and 98 < high <= 100.4 and close.get_xlim()[0] > 5
+    assert named(figure) == [["fa"], ["kp", "aa", "sa", "bp"]]  # from below; those in the pile in the close-up
+    places = [text.get_position()[1] for text in close.texts]
+    assert all(b - a > 0.05 for a, b in itertools.pairwise(places)) and places[0] >= 0 and places[-1] <= 1
+
+
+def test_there_is_no_close_up_of_nothing() -> None:
+    assert named(plots.accuracy_curves(crowd(0.98, 0.6, 0.3))) == [["aa", "sa", "bp"]]
+    assert named(plots.accuracy_curves(crowd(0.98))) == [[]]  # of one rule the title says all
+    assert not plots.accuracy_curves(crowd(0.98)).legends
+    assert plots.pile([0.5, 0.5], 0.0) is None
+
+
+def test_bars_have_a_close_up_too() -> None:
+    rows = [
+        row | {"accuracy_mean": a, "accuracies": [a - 0.002, a + 0.002], "accuracy_std": 0.0028}
+        for row, a in zip(make_rows(), (0.98, 0.975, 0.4, 0.97), strict=True)
+    ]
+    whole, close, angles = plots.accuracy_bars(rows).axes
+    assert close.get_title() == "The same, close up" and "gradient" in angles.get_title()
+    assert whole.get_xlim()[0] < 40 and 90 < close.get_xlim()[0] < 97
+    assert len(plots.accuracy_bars(make_rows()).axes) == 2  # all are equal
+
+
+def test_names_that_would_stand_on_each_other_move_apart() -> None:
+    places = plots._apart([0.5, 0.5, 0.5, 0.9, 1.0], 0.1)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(places)) and places[0] >= 0 and places[-1] <= 1
+    assert plots._apart([0.1, 0.5], 0.1) == [0.1, 0.5]
+
+
+def test_a_single_epoch_has_one_tick() -> None:
+    for figure in (plots.accuracy_curves(make_metrics()[::3]), plots.angles_over_time(make_metrics()[::3])):
+        assert list(figure.axes[0].get_xticks()) == [1]
 
 
 def test_angles_have_a_panel_a_rule_and_a_line_a_layer() -> None:
@@ -247,29 +382,6 @@ def test_the_terminal_table_fits_80_columns() -> None:
 # the page
 
 
-class Page(HTMLParser):
-    """Checks that tags are closed in order; collects tags with their attributes, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", Config())
@@ -284,16 +396,19 @@ def test_the_page_shows_all_of_a_run_and_needs_no_network(run: RunFolder) -> Non
     plots.save(plots.accuracy_curves(make_metrics()), run.path / "figures", "accuracy")
     plots.save(plots.accuracy_bars(make_rows()), run.path / "figures", "results")
     plots.save(plots.accuracy_bars(make_rows()), run.path / "figures", "mine")
-    page = page_of(run, summary="One.\n\nTwo & three.", captions={"mine": "My own."})
+    said = captions(make_rows(), make_metrics(), {}) | {"mine": Words("My own.", "Two numbers: 1 and 2.")}
+    page = page_of(run, summary="One.\n\nTwo & three.", captions=said)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert [image["alt"] for image in images] == [report.CAPTIONS["accuracy"], report.CAPTIONS["results"], "My own."]
+    assert [image["alt"] for image in images] == [said[name].alt for name in ("accuracy", "results", "mine")]
     assert all(str(image["src"]).startswith("data:image/") for image in images)
     for attributes in (attributes for _, attributes in page.tags):
         for name in ("src", "href"):
             target = str(attributes.get(name, ""))
-            assert not target or target.startswith("data:") or (run.path / target).exists(), target
+            outside = target.startswith("data:") or (name == "href" and target == report.PAPER)
+            assert not target or outside or (run.path / target).exists(), target
     html = (run.path / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|@import|url\(|<script", re.sub(r'src="data:[^"]*"', "", html))
+    loaded = re.sub(r'src="data:[^"]*"|<a href="[^"]*"', "", html)  # a link is loaded by nobody who does not follow it
+    assert not re.search(r"https?:|@import|url\(|<script", loaded)
     for words in ("91.0 ± 1.4", "wm in full", "Two & three.", "<b>mlp</b>", "12.3", "section 3.1", torch.__version__):
         assert words in page.text
     assert "came to its end" not in page.text and "prefers-color-scheme: dark" in html and "viewport" in html
@@ -326,3 +441,57 @@ def test_an_experiment_adds_sections(run: RunFolder) -> None:
 def test_the_page_wants_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UntiedError, match="is not a run folder"):
         report.write_html(tmp_path)
+
+
+def test_the_page_says_what_was_trained_what_came_out_and_where_to_read_on(run: RunFolder) -> None:
+    page = page_of(run, rows=make_rows(), finding=finding(make_rows()))
+    assert page.of("h1") == "Learning rules compared: <b>mlp</b>" and page.of("title") == page.of("h1")
+    assert "Backpropagation reaches 91.0 ± 1.4\u00a0% test accuracy." in page.text
+    paper, guide = page.values("a", "href")[1::-1]
+    assert paper == "https://arxiv.org/abs/2003.01513" and guide.endswith("docs/index.md")
+    marks = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert [mark["fill"] for mark in marks] == [look.colour for look in plots.looks(RULES).values()]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model": "mlp-8", "data": {"name": "digits"}}, "mlp-8 on digits"),
+        ({"model": "mlp-8", "data": "digits"}, "mlp-8 on digits"),
+        ({"models": ["a", "b"], "run": {"model": "c", "data": {"name": "cifar10"}}}, "a and b on cifar10"),
+        ({"models": [*"abcde"], "run": {}}, "5 networks"),
+        ({"rules": ["wm"]}, ""),
+    ],
+)
+def test_the_subject_of_a_page(config: dict[str, Any], words: str) -> None:
+    assert report.subject(config) == words
+
+
+def test_the_documentation_is_on_the_packages_site_or_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in COMMANDS:
+        address, name = report.documentation(tmp_path, command)
+        assert (tmp_path / address).is_file() and name == f"docs/{report.GUIDES[command]}.md"
+    described = Message()
+    described["Project-URL"] = "Documentation, https://example.org/untied/"
+    monkeypatch.setattr(report.importlib.metadata, "metadata", lambda name: described)
+    assert report.documentation(tmp_path, "dynamics") == ("https://example.org/untied/theory.html", "theory")
+    monkeypatch.undo()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "a/b/c/d.py"))  # installed, and the package names no site
+    assert report.documentation(tmp_path, "dynamics") == ("", "docs/theory.md")
+    run = RunFolder.create(tmp_path / "run", Config())
+    assert "docs/index.md of the documentation" in page_of(run).text
+
+
+def test_the_note_below_the_table_fits_one_run(run: RunFolder) -> None:
+    assert "accuracy is the mean over seeds ± one standard deviation" in page_of(run, rows=make_rows()).text
+    single = [row | {"accuracies": [0.9], "metric": vars(Metric("loss", "loss", higher=False))} for row in make_rows()]
+    page = page_of(run, rows=single)
+    assert "The loss is that of one run" in page.text and "±" not in page.text
+
+
+def test_columns_of_words_stand_on_the_left_and_break(run: RunFolder) -> None:
+    rows = [{"layer": "fc", "ratio": 1.0, "regime": "stable"}]
+    page = page_of(run, rows=[], sections=[report.Section("Layers", rows=rows, words=("regime",))])
+    assert [name.split() for name in page.values("td", "class")] == [["left"], [], ["left", "words"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+from rich.console import Console
 
 from runs import DATA, silent, small
 from untied.errors import UntiedError
@@ -95,7 +97,10 @@ def test_a_search_is_continued_and_its_best_transferred(tmp_path: Path) -> None:
     assert run(more, silent()) == 0
     rows = json.loads((tmp_path / "search/results.json").read_text())
     assert [row["run"] for row in rows] == [f"{i:04d}" for i in range(7)]
-    assert show(tmp_path / "search", None, None, silent()) == 0
+    out = io.StringIO()
+    assert show(tmp_path / "search", None, None, Console(file=out, width=80)) == 0
+    said = out.getvalue()
+    assert "7 runs: 7 complete" in said and "validation accuracy (%)" in said and "best: " in said and "…" not in said
     rules = ("bp", f"tpe: best of {tmp_path / 'search'}", "broken: wm @ SGD(lr=1e9)")
     transfer = TransferConfig(run=common(), rules=rules,
                               models=("mlp-8", "mlp-4"), seeds=2, workers=0, out=tmp_path / "transfer")  # fmt: skip

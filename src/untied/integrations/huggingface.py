@@ -10,8 +10,8 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-from ..convert import parameter_groups
 from ..errors import UntiedError
+from ..groups import parameter_groups
 from ..layers import beside_name, untied_layers
 from ..recording import record
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import metrics
-from ..convert import parameter_groups
 from ..errors import UntiedError
+from ..groups import parameter_groups
 from ..layers import untied_layers
 from ..recording import record
 from ..tape import Tape

@@ -25,7 +25,6 @@ from untied.errors import UntiedError
 from untied.lab import plots, report, writers
 from untied.lab.config import OptimizerConfig, backward_default, parse_entry
 from untied.lab.costs import (
-    CAPTIONS,
     CONTROL,
     HEADS,
     NARROW,
@@ -33,7 +32,9 @@ from untied.lab.costs import (
     SUMMARY,
     Case,
     by_case,
+    captions,
     cells,
+    finding,
     markdown,
     shown_columns,
     speed_figure,
@@ -319,8 +320,9 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
         for case, own in by_case(rows)
     ]
     page = report.write_html(
-        folder, rows=[], title="What a training step costs", summary=SUMMARY, sections=sections, captions=CAPTIONS
-    )
+        folder, rows=[], title="What a training step costs", finding=finding(rows), summary=SUMMARY,
+        sections=sections, captions=captions(rows),
+    )  # fmt: skip
     for case, own in by_case(rows):
         narrow = [key for key in shown_columns(own) if key in NARROW]  # for 80 columns
         lines = [[cells(row)[key] for key in narrow] for row in own]

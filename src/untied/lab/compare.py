@@ -25,6 +25,7 @@ from untied.lab.check import verdict
 from untied.lab.config import TUNED, CompareConfig, PhaseConfig, label
 from untied.lab.console import ctrl_c_ignored, interruptible, say, shows_bars
 from untied.lab.devices import single_device
+from untied.lab.findings import captions, finding
 from untied.lab.fitting import check_fit
 from untied.lab.loop import NotFinite, dataset, network, task_of, train
 from untied.lab.optim import Optimizers, rings, time_constant
@@ -335,9 +336,10 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
     folder.write_text("table.csv", report.csv_table(rows))
     metrics = folder.metrics()
     figures = folder.path / "figures"
-    plots.save(plots.accuracy_curves(metrics, metric_of(rows)), figures, "accuracy")
+    order = [row["rule"] for row in rows]
+    plots.save(plots.accuracy_curves(metrics, metric_of(rows), order), figures, "accuracy")
     plots.save(plots.accuracy_bars(rows), figures, "results")
-    plots.save(plots.angles_over_time(metrics), figures, "angles")
+    plots.save(plots.angles_over_time(metrics, order), figures, "angles")
     there = set(folder.weight_names())
     first: dict[str, Any] = {}
     for entry in config.rules:
@@ -345,7 +347,7 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
         if name is not None:
             first[label(entry)] = folder.weights(name)
     plots.save(plots.weight_scatter(first), figures, "scatter")
-    page = report.write_html(folder)
+    page = report.write_html(folder, finding=finding(rows), captions=captions(rows, metrics, first))
     console.print(report.rich_table(rows))
     for what, path in (("folder", folder.path), ("page", page), ("table", folder.path / "table.md")):
         say(console, f"{what:<7} {path}")

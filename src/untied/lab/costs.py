@@ -12,9 +12,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from untied.lab import plots, writers
+from untied.lab.findings import Words
 
 __all__ = [
-    "CAPTIONS", "CONTROL", "HEADS", "NARROW", "PLAIN", "SUMMARY", "Case", "by_case", "cells", "markdown",
+    "CONTROL", "HEADS", "NARROW", "PLAIN", "SUMMARY", "Case", "by_case", "captions", "cells", "finding", "markdown",
     "shown_columns", "speed_figure", "table_rows",
 ]  # fmt: skip
 
@@ -138,9 +139,35 @@ SUMMARY = (
     "their highest, weights and optimizer state included. mkp is taken where its mirror rests; until then a step costs "
     "what mkp(until=0) does."
 )
-CAPTIONS = {
-    "cost": "A dot is a round, the bar the median, the diamond what is counted in multiplications. At 1: plain PyTorch."
-}
+
+
+def finding(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The cheapest and the dearest rule of each case, in a line."""
+    said = []
+    for case, own in by_case(rows):
+        ranked = sorted(_rules(own), key=lambda row: row["ratio"])
+        ends = [f"{row['rule']} {row['ratio']:.2f}" for row in (ranked[:1] + ranked[1:][-1:])]
+        if ends:
+            said.append(f"{case}: {' to '.join(ends)}")
+    return f"Steps of plain PyTorch that a step of a rule costs: {'; '.join(said)}." if said else ""
+
+
+def captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Words]:
+    """The words of the figure."""
+    said = [
+        f"{case}: "
+        + "; ".join(f"{row['rule']} {row['ratio']:.3f} (counted {row['counted']:.3f})" for row in _rules(own))
+        for case, own in by_case(rows)
+    ]
+    caption = (
+        "A dot is a round, the bar the median, the diamond what is counted in multiplications. At 1: plain PyTorch."
+    )
+    return {"cost": Words(caption, f"The time of a step over plain PyTorch's, the median. {'. '.join(said)}.")}
+
+
+def _rules(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that are not of plain PyTorch."""
+    return [row for row in rows if row["rule"] not in (PLAIN, CONTROL)]
 
 
 def speed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

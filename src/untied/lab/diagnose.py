@@ -32,10 +32,11 @@ from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse
 from untied.lab.console import say
 from untied.lab.data import DataConfig, Dataset
 from untied.lab.devices import single_device
+from untied.lab.findings import listed
 from untied.lab.fitting import check_fit
 from untied.lab.loop import dataset, network, seed_step, task_of
 from untied.lab.optim import Optimizers
-from untied.lab.plots import STYLE, logarithmic, save, weight_scatter
+from untied.lab.plots import SOFT, STYLE, logarithmic, save, weight_scatter
 from untied.lab.probe import Probe, probed, spread
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, new_folder
@@ -163,12 +164,6 @@ def diagnose(config: DiagnoseConfig, console: Console | None = None) -> int:
     return 1 if failure else 0
 
 
-CAPTIONS = {
-    "diagnosis": "The size of each layer's backward weights over its forward weights where they come to rest, as "
-    "predicted from the layer's own data before training, and as measured after training steps, if there were any.",
-}
-
-
 def write(
     folder: RunFolder, config: DiagnoseConfig, rows: Sequence[Diagnosis], rule: Alignment, backward: OptimizerConfig
 ) -> None:
@@ -179,9 +174,11 @@ def write(
     save(picture(rows, rule, config.steps), folder.path / "figures", "diagnosis")
     heads, *lines = cells(rows)
     table = [dict(zip(heads, line, strict=True)) for line in lines]
-    section = report.Section("Layers", "\n\n".join(in_words(rows, rule, backward)), rows=table)
-    title = f"{config.model} under {rule}: what each layer will do"
-    report.write_html(folder, rows=[], title=title, sections=[section], captions=CAPTIONS)
+    section = report.Section("Layers", "\n\n".join(in_words(rows, rule, backward)), rows=table, words=WORDS)
+    report.write_html(
+        folder, rows=[], title=f"What each layer will do under {rule}", finding=finding(rows, config.steps),
+        sections=[section], captions=captions(rows, config.steps),
+    )  # fmt: skip
 
 
 def again(path: Path, console: Console | None = None) -> int:
@@ -375,7 +372,62 @@ def csv_table(rows: Sequence[Diagnosis]) -> str:
     return writers.comma_separated(list(COLUMNS.values()), [asdict(row) for row in rows])
 
 
+def finding(rows: Sequence[Diagnosis], steps: int) -> str:
+    """The sum of it, in a line or two."""
+    counts = {kind: sum(row.regime == kind for row in rows) for kind in REGIMES}
+    predicted = listed([f"{count} {kind}" for kind, count in counts.items() if count])
+    said = f"Predicted for {len(rows)} layer{'s' if len(rows) != 1 else ''}: {predicted}."
+    measured = [row.measured_ratio for row in rows if math.isfinite(row.measured_ratio)]
+    if measured:
+        said += f" After {steps} steps ‖B‖ over ‖W‖ lies between {min(measured):.3g} and {max(measured):.3g}."
+    return said
+
+
+def captions(rows: Sequence[Diagnosis], steps: int) -> dict[str, report.Words]:
+    """The words of the figures; those of a scatter plot stand for nothing where there is none."""
+    measured = [row for row in rows if not math.isnan(row.measured_ratio)]
+    predicted = "; ".join(f"{row.layer} {cell(row.ratio)} {row.regime}" for row in extremes(rows))
+    alt = f"Dots, one a layer: ‖B‖ over ‖W‖ as predicted at rest, {part(rows)}: {predicted}."
+    caption = (
+        "The size of each layer's backward weights over its forward weights where they come to rest, as predicted from "
+        "the layer's own data before training"
+    )
+    if measured:
+        caption += f", and as measured after {steps} training steps (crosses)"
+        found = "; ".join(f"{row.layer} {cell(row.measured_ratio)}" for row in extremes(rows))
+        alt += f" Crosses, measured after {steps} steps: {found}."
+    angles = "; ".join(
+        f"{row.layer} {cell(row.measured_angle)}°, ‖B‖/‖W‖ = {cell(row.measured_ratio)}" for row in extremes(measured)
+    )
+    return {
+        "diagnosis": report.Words(f"{caption}. On the dotted line B is as large as W.", alt),
+        "scatter": report.Words(
+            f"Elements of the backward weight against elements of the forward weight after {steps} training steps, as "
+            "in Fig. 2d-f: the layer whose B has grown most over W, one that is near W in size, and the one whose B "
+            "has shrunk most. On the dotted diagonal B is W.",
+            f"Dots, of at most three layers. Measured after {steps} steps, {part(measured)}: {angles}.",
+        ),
+    }
+
+
+SHOWN = 24
+"""At most so many layers are told one by one in the words of a figure."""
+
+
+def extremes(rows: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """All layers; of very many those with the smallest and the largest predicted ratios, in the network's order."""
+    ranked = sorted(rows, key=lambda row: (math.isnan(row.ratio), row.ratio))
+    kept = {row.layer for row in (*ranked[: SHOWN // 2], *ranked[-(SHOWN // 2) :])}
+    return [row for row in rows if row.layer in kept]
+
+
+def part(rows: Sequence[Diagnosis]) -> str:
+    """Which layers `extremes` tells of."""
+    return "of every layer" if len(rows) <= SHOWN else f"the smallest and the largest of {len(rows)}"
+
+
 COLOURS = {"diverging": "#D55E00", "stable": "#009E73", "collapsing": "#0072B2"}
+MARKERS = {"diverging": "^", "stable": "o", "collapsing": "v"}
 
 
 def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
@@ -386,8 +438,8 @@ def picture(rows: Sequence[Diagnosis], rule: Alignment, steps: int) -> Figure:
         axes.axhline(1.0, color="black", linestyle=":", linewidth=1)
         for name in dict.fromkeys(row.regime for row in rows):
             own = [i for i, row in enumerate(rows) if row.regime == name and 0 < row.ratio < math.inf]
-            axes.plot(own, [rows[i].ratio for i in own], "o", color=COLOURS.get(name, "#999999"),
-                      label=f"{name}: predicted at rest")  # fmt: skip
+            axes.plot(own, [rows[i].ratio for i in own], MARKERS.get(name, "s"),
+                      color=COLOURS.get(name, SOFT), label=f"{name}: predicted at rest")  # fmt: skip
         measured = [i for i, row in enumerate(rows) if 0 < row.measured_ratio < math.inf]
         if measured:
             axes.plot(measured, [rows[i].measured_ratio for i in measured], "x", color="black", markersize=7,

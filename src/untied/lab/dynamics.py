@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,6 +21,7 @@ from rich.console import Console
 from untied.dynamics import REGIMES, ScalarDynamics, scalar, time_constant
 from untied.errors import UntiedError
 from untied.lab import report, writers
+from untied.lab.findings import listed
 from untied.lab.plots import STYLE, save
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, new_folder, plain
@@ -80,20 +81,55 @@ def dynamics(config: DynamicsConfig, console: Console | None = None) -> int:
     return 0
 
 
-CAPTIONS = {
-    "phase_portraits": "The flow of a forward weight w and a backward weight b under each rule: direction (arrows), "
-    "speed (colour), where w and b rest, fixed points and eigenvectors, as in Fig. 2a-c of the paper."
-}
-
-
 def write(folder: RunFolder, found: Sequence[ScalarDynamics], rows: list[dict[str, Any]], extent: float) -> None:
     """Write figure, table of the flow, results and page."""
     folder.write_json("results.json", rows)
     folder.write_text("flow.csv", _flow_table(found, extent))
     save(phase_portraits(found, extent), folder.path / "figures", "phase_portraits")
-    table = [{"rule": row["rule"], "x": row["x"], "regime": row["regime"], "in words": _in_words(row)} for row in rows]
-    section = report.Section("Where each rule leads", rows=table)
-    report.write_html(folder, rows=[], title="Dynamics of rules", sections=[section], captions=CAPTIONS)
+    rules = [str(row["rule"]) for row in rows]
+    report.write_html(
+        folder, rows=[], title=f"Dynamics of {listed(rules) if len(rules) < 5 else f'{len(rules)} rules'}",
+        finding=_finding(rows), sections=[report.Section("Where each rule leads", rows=_table(rows), words=WORDS)],
+        captions={"phase_portraits": _words(rows)},
+    )  # fmt: skip
+
+
+WORDS = ("rule", "regime", "fixed points (w, b)", "note")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the page has of each rule; columns of which nothing is known are left out."""
+    lines = [
+        {
+            "rule": row["rule"],
+            "x": row["x"],
+            "regime": row["regime"],
+            "symmetric eigenvalue": row["symmetric_eigenvalue"],
+            "skew eigenvalue": row["skew_eigenvalue"],
+            "fixed points (w, b)": _points(row) or None,
+            "steps till b rests, w = 1": row["time_constants"]["steps"],
+            "note": row["note"] or None,
+        }
+        for row in rows
+    ]
+    kept = [head for head in (lines[0] if lines else ()) if any(line[head] is not None for line in lines)]
+    return [{head: line[head] for head in kept} for line in lines]
+
+
+def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which regime each rule is in, in a line."""
+    found = {regime: [str(row["rule"]) for row in rows if row["regime"] == regime] for regime in REGIMES}
+    said = "; ".join(f"{regime} ({REGIMES[regime]}): {listed(rules)}" for regime, rules in found.items() if rules)
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _words(rows: Sequence[Mapping[str, Any]]) -> report.Words:
+    """Of the phase portraits."""
+    return report.Words(
+        "The flow of a forward weight w and a backward weight b under each rule: direction (arrows), speed (colour), "
+        "where w and b rest, fixed points and eigenvectors, as in Fig. 2a-c of the paper.",
+        "A phase portrait of each rule. " + " ".join(f"{_in_words(row)}." for row in rows),
+    )
 
 
 def again(path: Path, console: Console | None = None) -> int:
@@ -271,14 +307,18 @@ def _flow_table(found: Sequence[ScalarDynamics], extent: float) -> str:
     return writers.comma_separated(["rule", "x", "w", "b", "dw_dt", "db_dt"], lines)
 
 
-def _in_words(row: dict[str, Any]) -> str:
+def _points(row: Mapping[str, Any]) -> str:
+    """A rule's fixed points."""
+    return ", ".join(f"({p['w']:.4g}, {p['b']:.4g}) {p['kind']}" for p in row["fixed_points"])
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
     """One rule's line."""
     parts = [f"{row['rule']} at x = {row['x']:g}: {row['regime']} ({REGIMES[row['regime']]})"]
     if row["A"] is not None:
         parts.append(f"eigenvalues {row['symmetric_eigenvalue']:.4g} symmetric, {row['skew_eigenvalue']:.4g} skew")
     if row["fixed_points"]:
-        points = (f"({p['w']:.4g}, {p['b']:.4g}) {p['kind']}" for p in row["fixed_points"])
-        parts.append(f"fixed points {', '.join(points)}")
+        parts.append(f"fixed points {_points(row)}")
     times = row["time_constants"]
     if math.isfinite(times["steps"]):
         parts.append(f"with w fixed at 1, b nears its rest in {times['steps']:.3g} steps (lr {times['lr']:g})")

@@ -1,9 +1,9 @@
 """Figures of a comparison: accuracy over epochs and at the end, angles over time, B against W.
 
 Each function takes what the run folder holds and returns a matplotlib Figure; nothing here touches a file but
-``save``. Colours are those of Okabe and Ito and of Tol, which people with any colour vision tell apart; a rule has
-the same colour in every figure. A value that is missing or null leaves a gap, so that an interrupted run can be
-drawn.
+``save``. A rule has one colour, marker and dash in every figure, and stands at one place in every legend: the table's.
+Colours have a contrast of 3:1 on white and on the dark page, and a marker stands for whoever cannot tell two apart. A
+value that is missing or null leaves a gap, so that an interrupted run can be drawn.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -27,27 +28,45 @@ from torch import Tensor
 
 from untied.errors import UntiedError
 from untied.lab.record import file_name, write_atomically
-from untied.lab.tables import short_name, split
+from untied.lab.tables import cells, deviation, known, short_name, split
 from untied.lab.tasks.metric import ACCURACY, Metric, metric_of
 from untied.metrics import angle
 
 __all__ = [
+    "Look",
     "accuracy_bars",
     "accuracy_curves",
     "angles_over_time",
+    "by_rule",
     "colours",
+    "in_numbers",
+    "legend_of",
+    "logarithmic",
+    "looks",
+    "name_ends",
+    "over_epochs",
+    "pile",
     "save",
+    "scattered",
+    "shaded",
+    "shortened",
     "three_layers",
     "weight_scatter",
 ]
 
 COLOURS = {
-    "bp": "#000000", "sa": "#0072B2", "aa": "#56B4E9", "ia": "#E69F00", "wm": "#D55E00", "fa": "#999999",
-    "kp": "#009E73", "usf": "#CC79A7", "frsf": "#882255", "brsf": "#332288",
-    "mkp": "#117733", "dfa": "#AA4499", "sdfa": "#999933", "drtp": "#661100", "dkp": "#6699CC", "pfa": "#44AA99",
-    "ldfa": "#DDAA33",
+    "bp": "#6B6B6B", "sa": "#0072B2", "aa": "#4A97DB", "ia": "#B8860B", "wm": "#D55E00", "fa": "#8C6D46",
+    "kp": "#009E73", "dfa": "#AA4499", "mkp": "#117733", "frozen": "#8B8680", "usf": "#CC79A7", "frsf": "#B03A75",
+    "brsf": "#6A5ACD", "sdfa": "#8A8A1E", "drtp": "#B5442E", "dkp": "#7C7FC9", "pfa": "#1F9393", "ldfa": "#7A9A2E",
+    "rdd": "#EE3377",
 }  # fmt: skip
-SPARE = ("#EE3377", "#77AADD", "#AAAA00", "#994F00", "#222255", "#663333", "#225555", "#BB5566")
+SPARE = ("#4F8FBF", "#8F8F00", "#9E5200", "#5560B8", "#A05A5A", "#3B7A7A", "#BB5566")
+MARKERS = "osD^vPX*<>"
+Dash = Literal["-", "--", ":"]
+DASHES: dict[str, Dash] = {"bp": "--", "frozen": ":"}
+"""Of the baselines; a rule's line is solid."""
+SOFT = "#666666"
+"""Of words and lines that stand back."""
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -72,6 +91,26 @@ Metrics = Sequence[Mapping[str, Any]]
 Curve = dict[float, np.ndarray]  # the values of all seeds, by epoch
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a rule is drawn: colour, marker and dash, in matplotlib's words."""
+
+    colour: str
+    marker: str
+    dash: Dash
+
+
+_MARKER_OF = {colour: MARKERS[i % len(MARKERS)] for i, colour in enumerate((*COLOURS.values(), *SPARE))}
+
+
+def looks(rules: Iterable[str]) -> dict[str, Look]:
+    """How each rule is drawn, in the order in which they are given."""
+    return {
+        rule: Look(colour, _MARKER_OF[colour], DASHES.get(short_name(rule), "-"))
+        for rule, colour in colours(rules).items()
+    }
+
+
 def colours(rules: Iterable[str]) -> dict[str, str]:
     """A colour for each rule: its own for a named one; for any other one a spare, chosen by its text."""
     chosen: dict[str, str] = {}
@@ -84,72 +123,102 @@ def colours(rules: Iterable[str]) -> dict[str, str]:
     return {rule: chosen[rule] for rule in rules}
 
 
-def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY) -> Figure:
+def shaded(layers: Sequence[str]) -> dict[str, Any]:
+    """A colour for each layer, from blue at the input to red at the output, each with 3:1 on white."""
+    return dict(zip(layers, matplotlib.colormaps["plasma"](np.linspace(0, 0.56, len(layers))), strict=True))
+
+
+def legend_of(palette: Mapping[str, Look]) -> list[Line2D]:
+    """What a legend shows of each rule, in the order of the palette."""
+    return [
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markersize=5, label=shortened(rule))
+        for rule, look in palette.items()
+    ]
+
+
+def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY, rules: Sequence[str] = ()) -> Figure:
     """Validation accuracy (%) over epochs: the mean over seeds, and a band from the worst to the best seed.
+
+    Beside it the same close up, where rules pile up. A name stands at the end of each line.
 
     Args:
         metrics: lines with "rule", "seed", "epoch" and "validation_accuracy" (0 to 1, or None).
         judge: another metric in place of accuracy.
+        rules: the order of the legend, which is the table's; by default that of the lines.
     """
-    by_rule = _by_rule(metrics)
+    groups = by_rule(metrics, rules)
     key = f"validation_{judge.name}"
-    curves = {rule: _over_epochs(rows, lambda row: row.get(key), judge.scale) for rule, rows in by_rule}
+    curves = {rule: over_epochs(rows, lambda row: row.get(key), judge.scale) for rule, rows in groups}
     curves = {rule: curve for rule, curve in curves.items() if curve}
+    ends = {rule: (max(curve), float(curve[max(curve)].mean())) for rule, curve in curves.items()}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.0), layout="constrained")
         if not curves:
-            return _empty(figure, f"no validation {judge.title} yet")
-        whole, close = figure.subplots(1, 2)
-        whole.set(title=f"Validation {judge.title}", xlabel="epoch", ylabel=f"validation {judge.head}")
-        close.set(title="The same, close up", xlabel="epoch")
-        if judge.unit == "%":
-            whole.set_ylim(0, 101)
-        _zoom(close, curves.values(), judge)
-        palette = colours(rule for rule, _ in by_rule)
-        # the best is drawn last, on top, and comes first in the legend
-        ends = {rule: float(curve[max(curve)].mean()) for rule, curve in curves.items()}
-        for rule in sorted(curves, key=lambda rule: ends[rule], reverse=not judge.higher):
-            for axes in (whole, close):
+            return _empty(Figure(figsize=(9.0, 4.0), layout="constrained"), f"no validation {judge.title} yet")
+        near = pile([y for _, y in ends.values()], _span(curves.values(), judge), judge.higher)
+        figure = Figure(figsize=(10.0 if near else 7.0, 4.0), layout="constrained")
+        panels = figure.subplots(1, 2 if near else 1, squeeze=False)[0]
+        palette = {rule: look for rule, look in looks(rule for rule, _ in groups).items() if rule in curves}
+        # the best is drawn last, on top
+        for rule in sorted(curves, key=lambda rule: ends[rule][1], reverse=not judge.higher):
+            for axes in panels:
                 _band(axes, curves[rule], palette[rule], rule)
-        for axes in (whole, close):
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
-        handles, _ = whole.get_legend_handles_labels()
-        figure.legend(handles=handles[::-1], loc="outside right center", title="rule")
+        for axes in panels:
+            _epochs(axes, (epoch for curve in curves.values() for epoch in curve))
+            axes.set_xlabel("epoch")
+        panels[0].set(title=f"Validation {judge.title}", ylabel=f"validation {judge.head}")
+        if judge.unit == "%":
+            panels[0].set_ylim(0, 101)
+        if near:
+            low, high = near
+            panels[1].set(title="The same, close up", ylim=(low, min(high, 100.4) if judge.unit == "%" else high))
+            seen = [x for curve in curves.values() for x, values in curve.items() if low <= values.mean() <= high]
+            if min(seen) < max(seen):  # of one epoch in sight the way there is shown
+                panels[1].set_xlim(left=min(seen) - 0.3 * (max(seen) - min(seen)))
+        if len(curves) > 1:
+            name_ends(panels, ends, palette)
+            figure.legend(handles=legend_of(palette), loc="outside right center", title="rule")
         return figure
 
 
 def accuracy_bars(rows: Metrics) -> Figure:
-    """Accuracy (%) at the end: a dot a seed, a bar over mean ± standard deviation, backprop's mean dotted. Beside it,
-    the angle (degrees) between the network's pseudogradient and backpropagation's gradient, where it is known.
+    """Accuracy (%) at the end: a mark a seed, a bar over mean ± standard deviation, backprop's mean dotted. Beside it
+    the same close up, where rules pile up, and the angle (degrees) between the network's pseudogradient and
+    backpropagation's gradient, where it is known.
 
     Args:
         rows: the table's rows, with "rule", "accuracies", "accuracy_mean" and "accuracy_std" (0 to 1, or None), and
             "gradient_angle" (degrees, or None).
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 1.3 + 0.42 * max(1, len(rows))), layout="constrained")
-        if not any(_known(row.get("accuracy_mean")) for row in rows):
-            return _empty(figure, "no rule has finished yet")
-        judge, palette = metric_of(rows), colours(row["rule"] for row in rows)
-        if any(_known(row.get("gradient_angle")) for row in rows):
-            axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
-            _gradient_angles(beside, rows, palette)
-        else:
-            axes = figure.subplots()
+        height = 1.3 + 0.42 * max(1, len(rows))
+        if not any(known(row.get("accuracy_mean")) for row in rows):
+            return _empty(Figure(figsize=(9.0, height), layout="constrained"), "no rule has finished yet")
+        judge, palette = metric_of(rows), looks(row["rule"] for row in rows)
+        near, angles = _near(rows), any(known(row.get("gradient_angle")) for row in rows)
+        shares = [3.0, *([2.2] if near else []), *([2.0] if angles else [])]
+        figure = Figure(figsize=(10.5 if near else 9.0, height), layout="constrained")
+        panels = figure.subplots(1, len(shares), sharey=True, squeeze=False, width_ratios=shares)[0]
+        for axes in panels[: 2 if near else 1]:
+            for y, row in enumerate(rows):
+                _spread(axes, y, row, palette[row["rule"]])
+            axes.use_sticky_edges = False  # or the widest bar would touch the frame
+            axes.set(xlabel=f"{split(rows)} {judge.head}", ylim=(len(rows) - 0.5, -0.5))
         for y, row in enumerate(rows):
-            _spread(axes, y, row, palette[row["rule"]])
-        axes.use_sticky_edges = False  # or the widest bar would touch the frame
-        axes.set(
-            title=f"{split(rows).capitalize()} {judge.title}",
-            xlabel=f"{split(rows)} {judge.head}",
-            ylim=(len(rows) - 0.5, -0.5),
-        )
-        axes.set_yticks(range(len(rows)), [_short(row["rule"]) for row in rows])
-        axes.grid(axis="y", visible=False)
+            panels[0].annotate(_shown(row), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        panels[0].set_title(f"{split(rows).capitalize()} {judge.title}")
+        panels[0].set_yticks(range(len(rows)), [shortened(row["rule"]) for row in rows])
+        if near:
+            panels[1].set(title="The same, close up", xlim=near)
+        if angles:
+            _gradient_angles(panels[-1], rows, palette)
+        for axes in panels:
+            axes.grid(axis="y", visible=False)
+        for axes in panels[1:]:
+            axes.tick_params(labelleft=False)
         return figure
 
 
-def angles_over_time(metrics: Metrics) -> Figure:
+def angles_over_time(metrics: Metrics, rules: Sequence[str] = ()) -> Figure:
     """The angle between B and W (degrees) over epochs, mean over seeds: a panel a rule, a line a layer.
 
     A dashed line is the angle between the network's pseudogradient and backpropagation's gradient. At 0 the weights
@@ -157,23 +226,24 @@ def angles_over_time(metrics: Metrics) -> Figure:
 
     Args:
         metrics: lines with "rule", "seed", "epoch", "weight_angle" (degrees by layer) and "gradient_angle".
+        rules: the order of the panels, which is the table's; by default that of the lines.
     """
-    by_rule = _by_rule(metrics)
+    groups = by_rule(metrics, rules)
     layers = list(dict.fromkeys(layer for row in metrics for layer in row.get("weight_angle") or ()))
     with matplotlib.rc_context(STYLE):
-        columns = min(4, max(1, len(by_rule)))
-        lines = math.ceil(max(1, len(by_rule)) / columns)
+        columns = min(4, max(1, len(groups)))
+        lines = math.ceil(max(1, len(groups)) / columns)
         figure = Figure(figsize=(max(4.5, 2.2 * columns + 1.6), 2.3 * lines + 0.6), layout="constrained")
-        if not by_rule:
+        if not groups:
             return _empty(figure, "no angles yet")
-        shades = dict(zip(layers, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers))), strict=True))
+        shades = shaded(layers)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-        drawn = [_angles(axes, *group, shades) for axes, group in zip(grid.flat, by_rule, strict=False)]
-        for axes in list(grid.flat)[len(by_rule) :]:
+        drawn = [_angles(axes, *group, shades) for axes, group in zip(grid.flat, groups, strict=False)]
+        for axes in list(grid.flat)[len(groups) :]:
             axes.remove()
         grid[0, 0].set_ylim(-2, min(182.0, max(92.0, 5 + max(drawn))))
         grid[0, 0].yaxis.set_major_locator(MultipleLocator(30))
-        grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+        _epochs(grid[0, 0], (row["epoch"] for row in metrics))
         figure.suptitle("Angle between backward and forward weights", fontsize=12)
         figure.supxlabel("epoch", fontsize=10)
         figure.supylabel("angle (degrees)", fontsize=10)
@@ -197,14 +267,7 @@ def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: 
     Raises:
         UntiedError: a layer that no rule has.
     """
-    names = {rule: _untied_layers(weights) for rule, weights in weights_by_rule.items()}
-    known = list(dict.fromkeys(layer for own in names.values() for layer in own))
-    layers = three_layers(known) if layers is None else list(layers)
-    for layer in layers:
-        if layer not in known:
-            there = ", ".join(known) or "none"
-            raise UntiedError(f"layer {layer!r} has no backward weight in these weights; layers that have: {there}")
-    rules = [rule for rule, own in names.items() if own]
+    rules, layers = scattered(weights_by_rule, layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(4.5, 2.6 * len(layers) + 0.8), 2.4 * len(rules) + 0.6), layout="constrained")
         if not rules or not layers:
@@ -214,7 +277,7 @@ def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: 
         for line, rule in zip(grid, rules, strict=True):
             for axes, layer in zip(line, layers, strict=True):
                 _scatter(axes, weights_by_rule[rule], layer, palette[rule])
-            line[0].set_ylabel(_short(rule), fontsize=12, fontweight="bold")
+            line[0].set_ylabel(shortened(rule), fontsize=12, fontweight="bold")
         for axes, layer in zip(grid[0], layers, strict=True):
             axes.set_title(f"layer {layer}")
         figure.supxlabel("elements of the forward weight W", fontsize=10)
@@ -222,15 +285,50 @@ def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: 
         return figure
 
 
+def scattered(
+    weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The rules and the layers of which `weight_scatter` has panels; its arguments, and what it raises."""
+    names = {rule: _untied_layers(weights) for rule, weights in weights_by_rule.items()}
+    there = list(dict.fromkeys(layer for own in names.values() for layer in own))
+    layers = three_layers(there) if layers is None else list(layers)
+    for layer in layers:
+        if layer not in there:
+            possible = ", ".join(there) or "none"
+            raise UntiedError(f"layer {layer!r} has no backward weight in these weights; layers that have: {possible}")
+    return [rule for rule, own in names.items() if own], layers
+
+
+def in_numbers(weights: Mapping[str, Tensor], layer: str) -> str:
+    """The angle between B and W of a layer and the ratio of their norms; or why there are none."""
+    found = _elements(weights, layer)
+    if found is None:
+        return "no backward weight"
+    if not np.isfinite(found).all():
+        return "not finite"
+    W, B = found
+    ratio = float(np.linalg.norm(B) / np.linalg.norm(W)) if W.any() else math.nan
+    degrees = angle(weights[f"{layer}.weight"], weights[f"{layer}.backward_weight"])
+    return f"{degrees:.1f}°, ‖B‖/‖W‖ = {ratio:{'.2f' if 0.1 <= ratio < 100 else '.2g'}}"
+
+
 def three_layers(layers: Sequence[str]) -> list[str]:
     """The first, a middle and the last of the layers; all of them if there are three or fewer."""
     return list(layers) if len(layers) <= 3 else [layers[0], layers[len(layers) // 2], layers[-1]]
 
 
+class Plain(LogFormatter):
+    """Numbers on a logarithmic axis in plain digits, at the places that matplotlib chooses."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """A number, or nothing where none is to stand."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def logarithmic(axis: Axis) -> None:
-    """Powers of ten in plain digits: matplotlib would write them as mathematics, which STYLE leaves unread."""
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter())
+    """Plain digits on an axis: matplotlib would write mathematics, which STYLE leaves unread."""
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain())
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
@@ -244,15 +342,15 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return written
 
 
-def _by_rule(metrics: Metrics) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Lines by rule, in the order in which the rules appear."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def by_rule(metrics: Metrics, rules: Sequence[str] = ()) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Lines by rule, in the order that is given and then in that in which the rules appear."""
+    groups: dict[str, list[Mapping[str, Any]]] = {rule: [] for rule in rules}
     for row in metrics:
         groups.setdefault(row["rule"], []).append(row)
-    return list(groups.items())
+    return [(rule, rows) for rule, rows in groups.items() if rows]
 
 
-def _over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | None], scale: float = 1.0) -> Curve:
+def over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | None], scale: float = 1.0) -> Curve:
     """The known values of all seeds, by epoch, times a scale."""
     found: dict[float, list[float]] = {}
     for row in rows:
@@ -262,76 +360,152 @@ def _over_epochs(rows: Metrics, value: Callable[[Mapping[str, Any]], float | Non
     return {epoch: np.array(values) for epoch, values in found.items()}
 
 
-def _known(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+def pile(values: Sequence[float], span: float, higher: bool = True, more: float = 0.0) -> tuple[float, float] | None:
+    """The limits of a close-up on the values that crowd at the best one; None if there is nothing to be seen in it.
+
+    A value crowds where it comes within an eighth of ``span``, the length of the whole axis.
+
+    Args:
+        higher: whether more is better. more: the room that each value takes to both sides, such as a deviation's.
+
+    >>> pile([98.0, 97.5, 60.0], span=100)
+    (95.5, 100.0)
+    >>> pile([98.0, 60.0], span=100)
+    """
+    best = max(values) if higher else min(values)
+    near = [value for value in values if abs(value - best) <= span / 8]
+    room = max(0.6 * (max(near) - min(near)), span / 50) + more
+    limits = min(near) - room, max(near) + room
+    return limits if len(near) > 1 and limits[1] - limits[0] < span / 2 else None
 
 
-def _zoom(axes: Axes, curves: Iterable[Curve], judge: Metric) -> None:
-    """Look at the ends of the curves that come close to the best: for accuracy, within 12 points of it."""
-    curves = list(curves)
-    ends = [float(curve[max(curve)].mean()) for curve in curves]
+def name_ends(panels: Sequence[Axes], ends: Mapping[str, tuple[float, float]], palette: Mapping[str, Look]) -> None:
+    """Write a name beside the right end of each line, once: in the last of the panels in which the end is in sight.
+
+    Names are moved up or down where lines end close to each other.
+
+    Args:
+        panels: whole and perhaps close up; limits of axes are set before. ends: x and y of each line's end.
+    """
+    left = dict(ends)
+    for axes in reversed(panels):
+        low, high = axes.get_ylim()
+        _name(
+            axes, {rule: left.pop(rule) for rule, (_, y) in ends.items() if rule in left and low <= y <= high}, palette
+        )
+
+
+def _name(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Mapping[str, Look]) -> None:
+    """The names in one panel."""
+    low, high = axes.get_ylim()
+    seen = sorted(ends, key=lambda rule: ends[rule][1])
+    places = _apart([(ends[rule][1] - low) / (high - low) for rule in seen], min(0.058, 1 / max(1, len(seen))))
+    for rule, place in zip(seen, places, strict=True):
+        axes.annotate(
+            shortened(rule, 16), ends[rule], (1.04, place), textcoords="axes fraction", va="center", fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": palette[rule].colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 2},
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Sorted places between 0 and 1, moved until each is at least ``gap`` above the one before."""
+    up, down = list(places), list(places)
+    for i in range(1, len(up)):
+        up[i] = max(up[i], up[i - 1] + gap)
+    for i in range(len(down) - 2, -1, -1):
+        down[i] = min(down[i], down[i + 1] - gap)
+    middle = [(a + b) / 2 for a, b in zip(up, down, strict=True)]  # each of the three has the gaps
+    for i in range(len(middle) - 1, -1, -1):
+        middle[i] = min(middle[i], middle[i + 1] - gap if i + 1 < len(middle) else 1.0)
+    for i in range(len(middle)):
+        middle[i] = max(middle[i], middle[i - 1] + gap if i else 0.0)
+    return middle
+
+
+def _span(curves: Iterable[Curve], judge: Metric) -> float:
+    """The length of the axis that shows curves whole: for a percentage from 0 to 101."""
     values = [float(v) for curve in curves for several in curve.values() for v in several]
-    if judge.unit == "%" and judge.higher:
-        low = max(0.0, min(end for end in ends if end >= max(ends) - 12) - 3)
-        axes.set_ylim(low, min(100.4, max(values) + 0.6))
-        return
-    best, worst = (max(values), min(ends)) if judge.higher else (min(values), max(ends))
-    room = 0.1 * abs(worst - best) or 0.1 * abs(best) or 0.1
-    axes.set_ylim(min(best, worst) - room, max(best, worst) + room)
+    return 101.0 if judge.unit == "%" else max(values) - min(values)
 
 
-def _band(axes: Axes, curve: Curve, colour: str, rule: str) -> None:
+def _near(rows: Metrics) -> tuple[float, float] | None:
+    """The limits of a close-up on the best rows of a table, with room for their deviations."""
+    judge = metric_of(rows)
+    scored = [row for row in rows if known(row.get("accuracy_mean"))]
+    marks = [judge.scale * a for row in scored for a in (row["accuracy_mean"], *(row.get("accuracies") or ()))]
+    marks = [mark for mark in marks if known(mark)]
+    means = [judge.scale * row["accuracy_mean"] for row in scored]
+    span, best = max(marks) - min(marks), max(means) if judge.higher else min(means)
+    near = [row for row, mean in zip(scored, means, strict=True) if abs(mean - best) <= span / 8]
+    return pile(means, span, judge.higher, max(judge.scale * (deviation(row) or 0.0) for row in near))
+
+
+def _epochs(axes: Axes, epochs: Iterable[float]) -> None:
+    """Whole numbers below the axis; of one epoch only its own."""
+    there = set(epochs)
+    if len(there) == 1:
+        axes.set_xticks(list(there))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _band(axes: Axes, curve: Curve, look: Look, rule: str) -> None:
     x = sorted(curve)
     values = [curve[epoch] for epoch in x]
-    axes.fill_between(x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        x, [v.min() for v in values], [v.max() for v in values], color=look.colour, alpha=0.15, linewidth=0
+    )
     axes.plot(
-        x, [v.mean() for v in values], "--" if rule == "bp" else "-",
-        color=colour, label=_short(rule), linewidth=1.8, marker="o" if len(x) == 1 else None,
+        x, [v.mean() for v in values], look.dash, color=look.colour, label=shortened(rule), linewidth=1.8,
+        marker=look.marker, markersize=5.5, markevery=max(1, len(x) // 8),
     )  # fmt: skip
 
 
-def _spread(axes: Axes, y: int, row: Mapping[str, Any], colour: str) -> None:
-    """One rule's line of dots, its bar, and the numbers beside it."""
-    judge = metric_of([row])
-    seeds = [judge.scale * float(value) for value in row.get("accuracies") or () if _known(value)]
-    axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6)
-    words = "failed" if row.get("failure") else "not finished"
-    if _known(row.get("accuracy_mean")):
-        mean = judge.scale * row["accuracy_mean"]
-        std = judge.scale * row["accuracy_std"] if len(seeds) > 1 and _known(row.get("accuracy_std")) else 0.0
-        words = judge.shown(row["accuracy_mean"]) + (f" ± {std:.{judge.digits}f}" if len(seeds) > 1 else "")
-        axes.barh(y, 2 * std, left=mean - std, height=0.62, color=colour, alpha=0.25, linewidth=0)
-        axes.plot([mean, mean], [y - 0.31, y + 0.31], color=colour, linewidth=2.5, solid_capstyle="butt")
+def _shown(row: Mapping[str, Any]) -> str:
+    """A row's score, or why there is none."""
+    if known(row.get("accuracy_mean")):
+        return cells(row)[3]
+    return "failed" if row.get("failure") else "not finished"
+
+
+def _spread(axes: Axes, y: int, row: Mapping[str, Any], look: Look) -> None:
+    """One rule's line of marks, and its bar."""
+    scale = metric_of([row]).scale
+    seeds = [scale * float(value) for value in row.get("accuracies") or () if known(value)]
+    edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    axes.plot(seeds, [y] * len(seeds), look.marker, color=look.colour, markersize=6.5, **edge)
+    if known(row.get("accuracy_mean")):
+        mean, std = scale * row["accuracy_mean"], scale * (deviation(row) or 0.0)
+        axes.barh(y, 2 * std, left=mean - std, height=0.62, color=look.colour, alpha=0.25, linewidth=0)
+        axes.plot([mean, mean], [y - 0.31, y + 0.31], color=look.colour, linewidth=2.5, solid_capstyle="butt")
         if row["rule"] == "bp":
             axes.axvline(mean, color="black", linestyle=":", linewidth=1, zorder=0)
-    axes.annotate(words, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
-def _gradient_angles(axes: Axes, rows: Metrics, palette: Mapping[str, str]) -> None:
+def _gradient_angles(axes: Axes, rows: Metrics, palette: Mapping[str, Look]) -> None:
     """A bar a rule, from 0, where backpropagation is, to 90, where nothing is left of its gradient."""
     for y, row in enumerate(rows):
-        if _known(row.get("gradient_angle")):
+        if known(row.get("gradient_angle")):
             angle = float(row["gradient_angle"])
-            axes.barh(y, angle, height=0.62, color=palette[row["rule"]], alpha=0.6, linewidth=0)
+            axes.barh(y, angle, height=0.62, color=palette[row["rule"]].colour, linewidth=0)
             axes.annotate(f"{angle:.1f}", (angle, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(90, color="black", linestyle=":", linewidth=1, zorder=0)
-    axes.set(title="Angle to backpropagation's gradient", xlabel="gradient angle (degrees)", xlim=(0, 105))
+    axes.set(title="Angle to backprop's gradient", xlabel="gradient angle (degrees)", xlim=(0, 105))
     axes.xaxis.set_major_locator(MultipleLocator(30))
-    axes.tick_params(labelleft=False)
-    axes.grid(axis="y", visible=False)
 
 
 def _angles(axes: Axes, rule: str, rows: Metrics, shades: Mapping[str, Any]) -> float:
     """One rule's panel. Returns the largest angle in it."""
-    series = [(shades[layer], "-", _over_epochs(rows, partial(_weight_angle, layer))) for layer in shades]
-    series.append(("black", "--", _over_epochs(rows, lambda row: row.get("gradient_angle"))))
+    series = [(shades[layer], "-", over_epochs(rows, partial(_weight_angle, layer))) for layer in shades]
+    series.append(("black", "--", over_epochs(rows, lambda row: row.get("gradient_angle"))))
     largest = 0.0
     for colour, dash, curve in series:
         x = sorted(curve)
         y = [float(curve[epoch].mean()) for epoch in x]
         axes.plot(x, y, dash, color=colour, linewidth=1.5, marker="o" if len(x) == 1 else None)
         largest = max([largest, *y])
-    axes.set_title(_short(rule))
+    axes.set_title(shortened(rule))
     if not any(curve for *_, curve in series):
         _say(axes, "no angles")
     return largest
@@ -352,13 +526,20 @@ def _alike(weights: Mapping[str, Tensor], layer: str) -> bool:
     return not factored and weights[f"{layer}.weight"].shape == weights[f"{layer}.backward_weight"].shape
 
 
-def _scatter(axes: Axes, weights: Mapping[str, Tensor], layer: str, colour: str) -> None:
+def _elements(weights: Mapping[str, Tensor], layer: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The elements of W and of B, in the same order; None where they cannot be compared one by one."""
     forward, backward = weights.get(f"{layer}.weight"), weights.get(f"{layer}.backward_weight")
     if forward is None or backward is None or not _alike(weights, layer):
-        return _say(axes, "no backward weight")
+        return None
     W, B = (tensor.detach().double().cpu().flatten().numpy() for tensor in (forward, backward))
-    if not (np.isfinite(W).all() and np.isfinite(B).all()):
-        return _say(axes, "not finite")
+    return W, B
+
+
+def _scatter(axes: Axes, weights: Mapping[str, Tensor], layer: str, colour: str) -> None:
+    said, found = in_numbers(weights, layer), _elements(weights, layer)
+    if found is None or not np.isfinite(found).all():
+        return _say(axes, said)
+    W, B = found
     shown = np.random.default_rng(0).permutation(len(W))[:DOTS]
     width = 1.05 * max(float(np.abs(W).max()), 1e-12)
     height = max(width, 1.05 * float(np.abs(B).max()))
@@ -366,9 +547,8 @@ def _scatter(axes: Axes, weights: Mapping[str, Tensor], layer: str, colour: str)
     axes.plot([-width, width], [-width, width], ":", color="black", linewidth=1.2)
     axes.set(xlim=(-width, width), ylim=(-height, height))
     axes.locator_params(nbins=5)
-    ratio = float(np.linalg.norm(B) / np.linalg.norm(W)) if W.any() else math.nan
     axes.text(
-        0.03, 0.97, f"{angle(forward, backward):.1f}°\n‖B‖/‖W‖ = {ratio:{'.2f' if 0.1 <= ratio < 100 else '.2g'}}",
+        0.03, 0.97, said.replace(", ", "\n"),
         transform=axes.transAxes, va="top", fontsize=9,
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
     )  # fmt: skip
@@ -382,15 +562,16 @@ def _some(layers: Sequence[str], count: int) -> list[str]:
     return [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
 
 
-def _short(rule: str) -> str:
-    return rule if len(rule) <= 26 else rule[:25] + "…"
+def shortened(rule: str, most: int = 26) -> str:
+    """A rule as figures have it: cut where it is long."""
+    return rule if len(rule) <= most else rule[: most - 1] + "…"
 
 
 def _say(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#777777")
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=SOFT)
 
 
 def _empty(figure: Figure, words: str) -> Figure:
     figure.clear()
-    figure.text(0.5, 0.5, words, ha="center", va="center", color="#777777")
+    figure.text(0.5, 0.5, words, ha="center", va="center", color=SOFT)
     return figure

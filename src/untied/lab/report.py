@@ -1,52 +1,48 @@
 """One self-contained HTML page for a run folder: it opens from disk, with no network, on a phone too.
 
-The page shows what the folder holds: the table, every figure, the configuration, the environment, the files. An
-experiment adds a summary and sections of its own. Figures are put into the page as images.
+The page says what was trained on what, and what came out; it shows what the folder holds: the table, every figure, the
+configuration, the environment, the files. An experiment adds a summary and sections of its own. Figures are put into
+the page as images, each with a caption and, for whoever cannot see it, its numbers in words.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import yaml
 
+from untied.lab.findings import Words, listed
+from untied.lab.plots import looks
 from untied.lab.record import CONFIG, ENVIRONMENT, RunFolder
 from untied.lab.tables import Rows, cells, csv_table, heads, markdown_table, rich_table
+from untied.lab.tasks.metric import metric_of
 
-__all__ = ["CAPTIONS", "Section", "csv_table", "markdown_table", "rich_table", "write_html"]
+__all__ = ["Section", "Words", "csv_table", "documentation", "markdown_table", "rich_table", "subject", "write_html"]
 
-CAPTIONS = {
-    "accuracy": (
-        "Validation accuracy after each epoch: the mean over seeds, and a band from the worst to the best seed. "
-        "Which rules keep up with backpropagation (dashed)? In the paper symmetric and activation alignment do at "
-        "every depth (section 5, Table 4), information alignment comes closer than weight mirror (section 4, "
-        "Table 3), and feedback alignment breaks down on hard tasks (section 2)."
-    ),
-    "results": (
-        "Accuracy at the end of training, on the split that the axis names; nothing was chosen on the test split. "
-        "A dot is a seed; the bar spans the mean ± one standard deviation over seeds; the dotted line is "
-        "backpropagation's mean. The axis need not start at zero."
-    ),
-    "angles": (
-        "Angle between the backward and the forward weight of each layer, mean over seeds. At 0° the weights are "
-        "symmetric, and the pseudogradient is the exact gradient (section 5); independent random weights are at "
-        "about 90°. Dashed: the angle between the network's pseudogradient and backpropagation's gradient on the "
-        "same batch, which is what learning depends on."
-    ),
-    "scatter": (
-        "Elements of the backward weight against elements of the forward weight in three layers, after training with "
-        "one seed, as in Fig. 2d-f. Dots on the dotted diagonal: symmetric weights, as in backpropagation. Dots on a "
-        "line of another slope: aligned, but diverging (steeper) or collapsing (flatter), which is weight mirror's "
-        "instability (section 4, equation 1). A round cloud: not aligned."
-    ),
-}
-"""Captions of the figures that untied.lab.plots draws, by the name they are saved under, in the page's order."""
+PAPER = "https://arxiv.org/abs/2003.01513"
+GUIDES = {
+    "compare": "rules", "train": "training", "search": "studies", "transfer": "studies", "noise": "studies",
+    "neural": "neural", "bench": "performance", "dynamics": "theory", "diagnose": "theory",
+}  # fmt: skip
+"""By the command that makes a page: the page of the documentation that explains it."""
+SHAPES = {
+    "o": "M5 1a4 4 0 1 0 .01 0z", "s": "M1.5 1.5h7v7h-7z", "D": "M5 .3L9.7 5 5 9.7 .3 5z", "^": "M5 1l4.6 8H.4z",
+    "v": "M5 9L.4 1h9.2z", "<": "M1 5l8-4.6v9.2z", ">": "M9 5L1 .4v9.2z",
+    "P": "M3.4 .5h3.2v2.9h2.9v3.2H6.6v2.9H3.4V6.6H.5V3.4h2.9z",
+    "X": "M2.6 .4L5 2.8 7.4 .4 9.6 2.6 7.2 5l2.4 2.4-2.2 2.2L5 7.2 2.6 9.6 .4 7.4 2.8 5 .4 2.6z",
+    "*": "M5 .2l1.4 3.3 3.5.3-2.7 2.3.8 3.5L5 7.8 2 9.6l.8-3.5L.1 3.8l3.5-.3z",
+}  # fmt: skip
+"""A rule's marker as a path in a square of 10, for its place in the table."""
 
 FILES = {
     "results.json": "the table's rows, in full precision",
@@ -77,12 +73,14 @@ class Section:
         text: plain text; a blank line starts a new paragraph.
         rows: a table: mappings from column name to value, all with the same keys.
         figures: names of files in figures/, without the ending.
+        words: the columns of words, which stand on the left and may break; numbers stand on the right.
     """
 
     title: str
     text: str = ""
     rows: Sequence[Mapping[str, Any]] = ()
     figures: Sequence[str] = ()
+    words: Collection[str] = ()
 
 
 def write_html(
@@ -90,35 +88,44 @@ def write_html(
     *,
     rows: Rows | None = None,
     title: str = "Learning rules compared",
+    finding: str = "",
     summary: str = "",
     sections: Sequence[Section] = (),
-    captions: Mapping[str, str] | None = None,
+    captions: Mapping[str, Words] | None = None,
 ) -> Path:
     """Write index.html into a run folder. Returns its path.
 
     Args:
         run: the run folder, finished or not.
         rows: of the table of rules; by default those of results.json. Empty: only the sections' own tables.
-        title: the page's heading.
+        title: the page's heading; `subject` is added to it.
+        finding: what came out, in a line.
         summary: what was run, in plain words; a blank line starts a new paragraph.
         sections: what the experiment adds, after the table and the figures.
-        captions: of figures that CAPTIONS does not know, or knows otherwise.
+        captions: the words of figures, by name, in the page's order; a figure without any has its name.
 
     Raises:
         UntiedError: not a run folder, a damaged file in it, or a page that cannot be written.
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    captions = CAPTIONS | dict(captions or {})
+    config, environment, captions = run.config(), run.environment(), captions or {}
     if rows is None:
         rows = run.read_json("results.json") if (run.path / "results.json").is_file() else []
     elsewhere = {name for section in sections for name in section.figures}
     drawn = [name for name in _figure_names(run.path, list(captions)) if name not in elsewhere]
+    palette = looks(row["rule"] for row in rows)
     page = _template().render(
-        title=title,
+        title=": ".join(part for part in (title, subject(config)) if part),
+        finding=finding.replace(" %", "\u00a0%"),  # which belong on one line
         summary=_paragraphs(summary),
-        facts=list(_facts(rows, run.config(), run.environment())),
+        paper=PAPER,
+        documentation=documentation(run.path, environment.get("command")),
+        facts=list(_facts(rows, config, environment)),
         heads=heads(rows),
-        rows=[(row, cells(row)) for row in rows],
+        rows=[(row, cells(row), palette[row["rule"]]) for row in rows],
+        shapes=SHAPES,
+        several=any(len(row.get("accuracies") or ()) > 1 for row in rows),
+        score=metric_of(rows).title,
         unfinished=[row["rule"] for row in rows if not row.get("finished", True) or row.get("failure")],
         figures=[_figure(run.path, name, captions) for name in drawn],
         sections=[
@@ -127,15 +134,67 @@ def write_html(
                 "paragraphs": _paragraphs(section.text),
                 "heads": list(section.rows[0]) if section.rows else [],
                 "rows": [[_cell(value) for value in row.values()] for row in section.rows],
+                "words": section.words,
                 "figures": [_figure(run.path, name, captions) for name in section.figures],
             }
             for section in sections
         ],
-        config=yaml.safe_dump(run.config(), sort_keys=False, allow_unicode=True),
-        environment=yaml.safe_dump(run.environment(), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        environment=yaml.safe_dump(environment, sort_keys=False, allow_unicode=True),
         files=[(name, about) for name, about in FILES.items() if (run.path / name).exists()],
     )
     return run.write_text("index.html", page)
+
+
+def subject(config: Mapping[str, Any]) -> str:
+    """The network and the data of a configuration, in words; nothing where it has none.
+
+    >>> subject({"model": "mlp-8", "data": {"name": "digits"}})
+    'mlp-8 on digits'
+    >>> subject({"models": ["mlp-8", "mlp-4"], "run": {"model": "resnet18", "data": {"name": "digits"}}})
+    'mlp-8 and mlp-4 on digits'
+    """
+    names = _models(config)
+    parts = (listed(names) if len(names) < 5 else f"{len(names)} networks", _name(_of_run(config).get("data")))
+    return " on ".join(part for part in parts if part)
+
+
+def documentation(folder: Path, command: str | None) -> tuple[str, str]:
+    """The address of the page that explains a command's results, and its name; no address if none is known.
+
+    It is on the site that the installed package names, if it names one; else a file of the checkout that the package is
+    installed from, seen from ``folder``.
+    """
+    guide = GUIDES.get(command or "", "index")
+    if site := _site():
+        return f"{site.rstrip('/')}/{guide}.html", guide
+    page = Path(__file__).resolve().parents[3] / "docs" / f"{guide}.md"
+    return quote(os.path.relpath(page, folder.resolve())) if page.is_file() else "", f"docs/{guide}.md"
+
+
+def _site() -> str:
+    """The address of the documentation, from the package's own description; nothing if it names none."""
+    named: list[str] = []
+    with suppress(importlib.metadata.PackageNotFoundError):  # where it runs from its source
+        named = importlib.metadata.metadata("torch-untied").get_all("Project-URL") or []
+    addresses = dict(line.split(", ", 1) for line in named)
+    return addresses.get("Documentation", "")
+
+
+def _of_run(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of training: a study has them one level down."""
+    return {**config, **(config.get("run") or {})}
+
+
+def _models(config: Mapping[str, Any]) -> list[str]:
+    """The networks of a configuration: of a study, those that it varies."""
+    return [str(name) for name in config.get("models") or [_of_run(config).get("model")] if name]
+
+
+def _name(value: Any) -> str:
+    """A setting by its name: of a mapping, what it calls itself."""
+    found = value.get("name") if isinstance(value, Mapping) else value
+    return str(found) if found else ""
 
 
 def _template() -> jinja2.Template:
@@ -149,14 +208,14 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def _facts(
-    rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], environment: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _facts(rows: Rows, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a reader wants to know first, as pairs of name and value."""
-    for name in ("data", "model", "epochs"):
-        value = config.get(name)
-        if value := value.get("name") if isinstance(value, Mapping) else value:
-            yield name, str(value)
+    run = _of_run(config)
+    for name, value in (("data", _name(run.get("data"))), ("model", ", ".join(_models(config)))):
+        if value:
+            yield name, value
+    if run.get("epochs"):
+        yield "epochs", str(run["epochs"])
     if rows:
         yield "rules", ", ".join(str(row["rule"]) for row in rows)
         seeds = sorted({row["seeds"] for row in rows if row.get("seeds") is not None})
@@ -181,14 +240,15 @@ def _figure_names(folder: Path, order: Sequence[str]) -> list[str]:
     return [name for name in order if name in there] + sorted(there.difference(order))
 
 
-def _figure(folder: Path, name: str, captions: Mapping[str, str]) -> dict[str, str]:
+def _figure(folder: Path, name: str, captions: Mapping[str, Words]) -> dict[str, Any]:
     """A figure as an image inside the page: the SVG, which stays sharp, or else the PNG."""
+    words = captions.get(name, Words(name, f"The figure {name}, of which nothing is said."))
     for ending, kind in (("svg", "image/svg+xml"), ("png", "image/png")):
         path = folder / "figures" / f"{name}.{ending}"
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
-            return {"name": name, "source": f"data:{kind};base64,{data}", "caption": captions.get(name, name)}
-    return {"name": name, "source": "", "caption": captions.get(name, name)}
+            return {"name": name, "source": f"data:{kind};base64,{data}", "words": words}
+    return {"name": name, "source": "", "words": words}
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +21,8 @@ from untied.lab import writers
 from untied.lab.tasks.metric import metric_of
 from untied.rules import NAMED, named
 
-__all__ = ["Rows", "cells", "csv_table", "heads", "long_name", "markdown_table", "rich_table", "short_name",
-           "split"]  # fmt: skip
+__all__ = ["Rows", "cells", "csv_table", "deviation", "heads", "known", "long_name", "markdown_table", "rich_table",
+           "short_name", "split"]  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -56,17 +56,27 @@ def split(rows: Rows) -> str:
     return str(rows[0].get("split") or "test") if rows else "test"
 
 
+def known(value: Any) -> TypeGuard[float]:
+    """Whether a number is there and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def deviation(row: Mapping[str, Any]) -> float | None:
+    """The standard deviation of a row's score over seeds; None of one seed, or where it is not known."""
+    std = row.get("accuracy_std")
+    return std if len(row.get("accuracies") or ()) > 1 and known(std) else None
+
+
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text, in the order of ``heads``, the note always last."""
     metric = metric_of([row])
-    accuracy, std = metric.shown(row.get("accuracy_mean")), metric.shown(row.get("accuracy_std"))
-    several = len(row.get("accuracies") or ()) > 1
+    accuracy, std = metric.shown(row.get("accuracy_mean")), metric.shown(deviation(row))
     local = row.get("local")
     return [
         str(row["rule"]),
         long_name(row["rule"]),
         "–" if local is None else "yes" if local else "no",
-        f"{accuracy} ± {std}" if several and accuracy != "–" and std != "–" else accuracy,
+        f"{accuracy} ± {std}" if accuracy != "–" and std != "–" else accuracy,
         _number(row, "weight_angle", 1, ".1f"),
         _number(row, "gradient_angle", 1, ".1f"),
         _number(row, "cost", 1, ".2f", "×"),
@@ -108,7 +118,7 @@ def csv_table(rows: Rows) -> str:
 
 def _number(row: Mapping[str, Any], key: str, scale: float, form: str, unit: str = "") -> str:
     value = row.get(key)
-    return "–" if value is None or not math.isfinite(value) else f"{scale * value:{form}}{unit}"
+    return f"{scale * value:{form}}{unit}" if known(value) else "–"
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -189,17 +189,18 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
 
 def finish(folder: RunFolder, config: TrainConfig) -> None:
     """Write card, figures and page from what the folder of a run that has ended holds."""
-    from untied.lab import plots, report  # here, as they are slow to import
+    from untied.lab import findings, plots, report  # here, as they are slow to import
 
     card.write(folder, config)
     metrics, figures = folder.metrics(), folder.path / "figures"
     tensors = checkpoint.read(folder.path / "checkpoints" / "last.safetensors")[0] if metrics else {}
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    state = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    weights = {config.rule: state}
     result = folder.read_json("results.json")
     metric = metrics_of(result)[0]
     plots.save(plots.accuracy_curves(metrics, metric), figures, "accuracy")
     plots.save(plots.angles_over_time(metrics), figures, "angles")
-    plots.save(plots.weight_scatter({config.rule: weights}), figures, "scatter")
+    plots.save(plots.weight_scatter(weights), figures, "scatter")
     score = result.get(metric.name)
     row = result | {
         "rule": config.rule,
@@ -212,7 +213,10 @@ def finish(folder: RunFolder, config: TrainConfig) -> None:
         "finished": not result.get("failure"),
     }
     row["signs"] = [*marks(row, row["chance"], None), *row.get("signs", ())] if "chance" in row else []
-    report.write_html(folder, rows=[row], title=f"{config.model}, trained with {config.rule}")
+    report.write_html(
+        folder, rows=[row], title=f"Trained with {config.rule}", finding=findings.finding([row]),
+        captions=findings.captions([row], metrics, weights),
+    )  # fmt: skip
 
 
 def rewrite(path: Path, console: Console | None = None) -> int:

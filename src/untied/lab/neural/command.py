@@ -21,6 +21,7 @@ from torch import nn
 from untied.errors import UntiedError
 from untied.lab import report
 from untied.lab.console import interruptible, say
+from untied.lab.findings import listed
 from untied.lab.neural import figures, fits, recording, summary, tables
 from untied.lab.neural.features import features
 from untied.lab.neural.fits import Fit, Settings
@@ -328,7 +329,7 @@ def finish(folder: RunFolder, console: Console) -> None:
     scatter = figures.neurons(rows)
     if scatter is not None:
         save(scatter, place, "neurons")
-    page = write_page(folder, whole, pooled, each, scatter is not None)
+    page = write_page(folder, whole, rows, pooled, each, scatter is not None)
     console.print(tables.rich_table(pooled))
     say(console, f"folder  {folder.path}")
     say(console, f"page    {page}")
@@ -342,8 +343,9 @@ def each_recording(rows: Sequence[summary.Row]) -> list[dict[str, str]]:
 
 
 def write_page(
-    folder: RunFolder, whole: Sequence[Fit], pooled: list[dict[str, str]], each: list[dict[str, str]], scatter: bool
-) -> Path:
+    folder: RunFolder, whole: Sequence[Fit], rows: Sequence[summary.Row], pooled: list[dict[str, str]],
+    each: list[dict[str, str]], scatter: bool,
+) -> Path:  # fmt: skip
     """The page."""
     result, c = folder.read_json("results.json"), folder.config()
     wide = sorted({(f.model, f.layer, f.width, f.used) for f in whole if f.used < f.width})
@@ -383,13 +385,16 @@ def write_page(
         for r in result["recordings"]
     ]
     sections = [
-        report.Section("Fits", how, pooled, ["fits"]),
+        report.Section("Fits", how, pooled, ["fits"], tables.WORDS),
         report.Section("Layers", "", (), ["layers"]),
         *([report.Section("Neurons", "", (), ["neurons"])] if scatter else []),
-        *([report.Section("Each recording", "", each)] if each else []),
-        report.Section("Recordings", "", about),
+        *([report.Section("Each recording", "", each, (), tables.WORDS)] if each else []),
+        report.Section("Recordings", "", about, (), ("recording", "content", "source")),
     ]
-    return report.write_html(folder, rows=(), title="Neural fits", sections=sections, captions=figures.CAPTIONS)
+    title = f"Neural fits of {listed([r['name'] for r in result['recordings']])}"
+    return report.write_html(
+        folder, rows=(), title=title, finding=figures.finding(rows), sections=sections, captions=figures.captions(rows)
+    )
 
 
 def again(path: Path, console: Console | None = None) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from untied.lab.plots import STYLE, colours, logarithmic
+from untied.lab.plots import SOFT, STYLE, Look, legend_of, logarithmic, looks, name_ends, pile
 
-__all__ = ["history", "importance", "noise", "parameters", "transfer"]
+__all__ = ["history", "importance", "noise", "parameters", "transfer", "word"]
 
 Rows = Sequence[Mapping[str, Any]]
 Points = Mapping[tuple[str, str, float | None], Rows]
-BLUE, ORANGE = "#0072B2", "#E69F00"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def history(rows: Rows) -> Figure:
@@ -25,9 +27,10 @@ def history(rows: Rows) -> Figure:
         figure = Figure(figsize=(9.0, 3.6), layout="constrained")
         axes = figure.subplots()
         _dots(axes, known, list(range(1, len(known) + 1)))
-        best, so_far = 0.0, []
+        best, so_far = math.nan, []
         for row in known:
-            best = max(best, row["value"]) if row["state"] == "complete" else best
+            if row["state"] == "complete":
+                best = max(row["value"], best)  # the first one, as nothing is more than NaN
             so_far.append(100 * best)
         axes.step(range(1, len(known) + 1), so_far, where="post", color=ORANGE, linewidth=1.8, label="best so far")
         axes.set(title="Search", xlabel="setting", ylabel="validation accuracy (%)", ylim=(0, 101))
@@ -53,15 +56,26 @@ def parameters(rows: Rows) -> Figure:
                 if min(values) > 0 and max(values) > 20 * min(values):
                     axes.set_xscale("log")
                     logarithmic(axes.xaxis)
+                elif len(set(values)) < 5:
+                    axes.set_xticks(sorted(set(values)))
                 _dots(axes, own, values)
             else:
-                words = sorted({str(v) for v in values})
-                _dots(axes, own, [words.index(str(v)) for v in values])
+                words = sorted({word(v) for v in values})
+                _dots(axes, own, [words.index(word(v)) for v in values])
                 axes.set_xticks(range(len(words)), words, rotation=30 if len(words) > 3 else 0)
                 axes.set_xlim(-0.6, len(words) - 0.4)
             axes.set(title=name, ylim=(0, 101))
         figure.supylabel("validation accuracy (%)", fontsize=10)
         return figure
+
+
+def word(value: Any) -> str:
+    """A setting as table and figures have it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
@@ -77,57 +91,76 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 
 def transfer(points: Points, models: Sequence[str]) -> Figure:
-    """Accuracy (%) by architecture: a line a rule, mean ± standard deviation over seeds."""
+    """Accuracy (%) by architecture: a line a rule, mean ± standard deviation over seeds; also close up, if it helps."""
     rules = list(dict.fromkeys(rule for rule, _, _ in points))
-    palette = colours(rules)
+    lines = {rule: _by_model(points, rule, models) for rule in rules}
+    lines = {rule: line for rule, line in lines.items() if line}
+    palette = {rule: look for rule, look in looks(rules).items() if rule in lines}
+    means = [statistics.fmean(values) for line in lines.values() for values, _ in line.values()]
+    near = pile(means, 101.0) if means else None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.5 * len(models) + 4.2, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for i, rule in enumerate(rules):
-            shift = 0.24 * (i / max(len(rules) - 1, 1) - 0.5)  # so that bars stand beside each other
-            x, mean, spread, hollow = [], [], [], []
-            for at, model in enumerate(models):
-                own = points.get((rule, model, None), [])
-                if values := _values(own):
-                    x.append(at + shift)
-                    mean.append(statistics.fmean(values))
-                    spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
-                    hollow.append(any(row["failure"] for row in own))
-            style = "--" if rule == "bp" else "-"
-            colour = palette[rule]
-            axes.errorbar(x, mean, spread, linestyle=style, color=colour, linewidth=1.6, capsize=2, label=_short(rule))
-            for place, value, empty in zip(x, mean, hollow, strict=True):
-                axes.plot(place, value, "o", color=colour, markerfacecolor="white" if empty else colour)
-        _chance(axes, [row for rows in points.values() for row in rows])
-        axes.set_xticks(range(len(models)), models)
-        axes.set(title="The same metaparameters in every architecture", ylabel="accuracy (%)", ylim=(0, 101))
-        figure.legend(loc="outside right center", title="rule")
+        count = 2 if near else 1
+        figure = Figure(figsize=(1.5 * len(models) + 5.2, 0.6 + 3.6 * count), layout="constrained")
+        panels = list(figure.subplots(count, 1, squeeze=False)[:, 0])
+        panels[0].set(title="The same metaparameters in every architecture", ylim=(0, 101))
+        if near:
+            panels[1].set(title="The same, close up", ylim=(near[0], min(near[1], 100.4)))
+        for axes in panels:
+            ends = {}
+            for i, (rule, line) in enumerate(lines.items()):
+                shift = 0.24 * (i / max(len(lines) - 1, 1) - 0.5)  # so that bars stand beside each other
+                ends[rule] = _line(axes, line, shift, palette[rule])
+            _chance(axes, [row for rows in points.values() for row in rows])
+            axes.set_xticks(range(len(models)), models)
+            axes.set_ylabel("accuracy (%)")
+        name_ends(panels, ends, palette)
+        figure.legend(handles=legend_of(palette), loc="outside right center", title="rule")
         return figure
+
+
+Line = Mapping[int, tuple[list[float], bool]]
+
+
+def _by_model(points: Points, rule: str, models: Sequence[str]) -> Line:
+    """Of each architecture that a rule has values in, by its place: the values, and whether some run failed."""
+    own = {at: points.get((rule, model, None), []) for at, model in enumerate(models)}
+    return {at: (_values(rows), any(row["failure"] for row in rows)) for at, rows in own.items() if _values(rows)}
+
+
+def _line(axes: Axes, line: Line, shift: float, look: Look) -> tuple[float, float]:
+    """One rule in a panel. Returns where it ends."""
+    x, mean = [at + shift for at in line], [statistics.fmean(values) for values, _ in line.values()]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values, _ in line.values()]
+    axes.errorbar(x, mean, spread, linestyle=look.dash, color=look.colour, linewidth=1.6, capsize=2)
+    for place, value, (_, failed) in zip(x, mean, line.values(), strict=True):
+        filling = "white" if failed else look.colour
+        axes.plot(place, value, look.marker, color=look.colour, markerfacecolor=filling)
+    return x[-1], mean[-1]
 
 
 def noise(points: Points, models: Sequence[str]) -> Figure:
     """Accuracy (%) against σ: a panel an architecture, a line a rule, bands from worst to best seed."""
     rules = list(dict.fromkeys(rule for rule, _, _ in points))
-    palette = colours(rules)
+    palette = looks(rules)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(models) + 1.6, 3.8), layout="constrained")
+        figure = Figure(figsize=(4.0 * len(models) + 2.0, 3.8), layout="constrained")
         grid = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
         sigmas = sorted({sigma for _, _, sigma in points if sigma is not None})
         above = [sigma for sigma in sigmas if sigma > 0]
         left = above[0] / 10 if above else 1.0  # where σ = 0 is drawn
         for axes, model in zip(grid, models, strict=True):
+            ends = {}
             for rule in rules:
                 own = {s: _values(points.get((rule, model, s), [])) for s in sigmas}
                 x = [s or left for s in sigmas if own[s]]
                 values = [own[s] for s in sigmas if own[s]]
                 if not x:
                     continue
-                colour, worst, best = palette[rule], [min(v) for v in values], [max(v) for v in values]
-                axes.fill_between(x, worst, best, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(
-                    x, [statistics.fmean(v) for v in values], "--" if rule == "bp" else "-",
-                    color=colour, marker="o", markersize=4, linewidth=1.8, label=_short(rule),
-                )  # fmt: skip
+                look, mean = palette[rule], [statistics.fmean(v) for v in values]
+                worst, best = [min(v) for v in values], [max(v) for v in values]
+                axes.fill_between(x, worst, best, color=look.colour, alpha=0.15, linewidth=0)
+                axes.plot(x, mean, look.dash, color=look.colour, marker=look.marker, markersize=4.5, linewidth=1.8)
+                ends[rule] = (x[-1], mean[-1])
             axes.set_xscale("log")
             logarithmic(axes.xaxis)
             if 0.0 in sigmas:
@@ -135,9 +168,9 @@ def noise(points: Points, models: Sequence[str]) -> Figure:
                 axes.minorticks_off()
             _chance(axes, [row for rows in points.values() for row in rows])
             axes.set(title=model, xlabel="standard deviation of the noise", ylim=(0, 101))
+            name_ends([axes], ends, palette)
         grid[0].set_ylabel("accuracy (%)")
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", title="rule")
+        figure.legend(handles=legend_of(palette), loc="outside right center", title="rule")
         return figure
 
 
@@ -149,7 +182,7 @@ def _chance(axes: Any, rows: Rows) -> None:
     """A dotted line at the accuracy of guessing."""
     chances = {r["chance"] for row in rows for r in row["results"]}
     for chance in chances:
-        axes.axhline(100 * chance, color="#777777", linestyle=":", linewidth=1, zorder=0)
+        axes.axhline(100 * chance, color=SOFT, linestyle=":", linewidth=1, zorder=0)
 
 
 def _dots(axes: Any, rows: Rows, x: Sequence[float]) -> None:
@@ -158,7 +191,3 @@ def _dots(axes: Any, rows: Rows, x: Sequence[float]) -> None:
         at = [i for i, row in enumerate(rows) if row["state"] == state]
         axes.plot([x[i] for i in at], [100 * rows[i]["value"] for i in at], mark, color=BLUE, markersize=5, alpha=0.75,
                   label={"complete": "ended", "pruned": "stopped early"}[state] if at else None)  # fmt: skip
-
-
-def _short(rule: str) -> str:
-    return rule if len(rule) <= 26 else rule[:25] + "…"

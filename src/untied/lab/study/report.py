@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from untied.lab import plots, report, writers
+from untied.lab.console import say
+from untied.lab.findings import Words, listed
 from untied.lab.record import RunFolder
 from untied.lab.report import Section
 from untied.lab.study import figures
 
-__all__ = ["cells", "crossovers", "importances", "write"]
+__all__ = ["captions", "cells", "crossovers", "finding", "importances", "tabled", "tell", "write"]
 
 Rows = Sequence[Mapping[str, Any]]
 EARLY = 1000  # steps: "the alignment loss became NaN within the first thousand steps of training" (Fig. 3)
@@ -24,30 +26,6 @@ TITLES = {
     "search": "Metaparameter search",
     "transfer": "Fixed metaparameters across architectures",
     "noise": "Noisy updates",
-}
-CAPTIONS = {
-    "history": (
-        "Validation accuracy of every setting in the order in which it was tried, and the best so far. Crosses were "
-        "stopped early and stand where they were then; a setting whose loss was not finite stands at chance."
-    ),
-    "parameters": (
-        "Validation accuracy against each parameter of the search, all settings that have it. Crosses were stopped "
-        "early. A plateau means that the parameter needs no tuning."
-    ),
-    "importance": (
-        "Which parameters the accuracy depends on: the share of its variance over the settings that fANOVA (Hutter et "
-        "al. 2014, as Optuna has it) gives to each, of those parameters that every setting has."
-    ),
-    "transfer": (
-        "Accuracy in each architecture, with the metaparameters that were fixed beforehand: mean over seeds, bars of "
-        "one standard deviation. Hollow marks: in some seed the loss was not finite, which counts at chance (dotted), "
-        "as in Fig. 3 of the paper."
-    ),
-    "noise": (
-        "Accuracy against the standard deviation of Gaussian noise on every update: of the backward weights for rules "
-        "that align, of all weights for backpropagation. Mean over seeds, bands from worst to best; on the left, "
-        "without noise. Fig. 5 of the paper has ImageNet."
-    ),
 }
 
 
@@ -57,8 +35,9 @@ def write(folder: RunFolder, kind: str, rows: Rows, planned: int | None, console
     Args:
         rows: of the runs that have ended. planned: how many there are to be, if known.
     """
-    table, drawn = {"search": search, "transfer": grid, "noise": grid}[kind](kind, rows)
-    for name, figure in drawn.items():
+    shares = importances(rows) if kind == "search" else {}
+    table, pictures = tabled(kind, rows), drawn(kind, rows, shares)
+    for name, figure in pictures.items():
         plots.save(figure, folder.path / "figures", name)
     folder.write_text("table.md", markdown(table))
     folder.write_text("table.csv", comma_separated(rows))
@@ -66,20 +45,46 @@ def write(folder: RunFolder, kind: str, rows: Rows, planned: int | None, console
     if planned is not None and planned > len(rows):
         said += f" {planned - len(rows)} of {planned} runs have not ended."
     lines = [dict(zip(table[0], line, strict=True)) for line in table[1:]]
-    sections = [Section("Results", said, rows=lines, figures=list(drawn))]
-    if kind == "noise" and (crossing := crossovers(rows)):
-        sections.append(Section("Where a rule becomes more robust than backpropagation", CROSSING, rows=crossing))
-    page = report.write_html(folder, rows=[], title=f"{TITLES[kind]}: {folder.config()['name']}", sections=sections,
-                             captions=CAPTIONS)  # fmt: skip
-    shown = Table(box=None, header_style="bold")
-    for name in table[0]:
-        shown.add_column(name)
-    for line in table[1:]:
-        shown.add_row(*line)
-    console.print(shown)
-    for crossed in crossovers(rows) if kind == "noise" else []:
-        console.print(", ".join(f"{k} {v}" for k, v in crossed.items()), highlight=False)
-    console.print(f"folder  {folder.path}\npage    {page}", highlight=False, soft_wrap=True)
+    sections = [Section("Results", said, rows=lines, figures=list(pictures), words=("rule", "parameter"))]
+    crossed = crossovers(rows) if kind == "noise" else []
+    if crossed:
+        sections.append(Section("Where a rule becomes more robust than backpropagation", CROSSING, rows=crossed))
+    page = report.write_html(
+        folder, rows=[], title=f"{TITLES[kind]}, {folder.config()['name']}", finding=finding(kind, rows, shares),
+        sections=sections, captions=captions(kind, rows, table, shares),
+    )  # fmt: skip
+    tell(console, kind, table)
+    for line in crossed:
+        say(console, ", ".join(f"{key} {value}" for key, value in line.items()))
+    say(console, f"folder  {folder.path}")
+    say(console, f"page    {page}")
+
+
+def tabled(kind: str, rows: Rows) -> list[list[str]]:
+    """A study's table: heads, then lines."""
+    return settings(rows) if kind == "search" else grid(kind, rows)
+
+
+def drawn(kind: str, rows: Rows, shares: Mapping[str, float]) -> dict[str, Figure]:
+    """A study's figures, by the name under which they are saved."""
+    if kind == "search":
+        more = {"importance": figures.importance(shares)} if shares else {}
+        return {"history": figures.history(rows), "parameters": figures.parameters(rows), **more}
+    scored = [row for row in rows if row["value"] is not None]
+    points, models = groups(scored), list(dict.fromkeys(row["params"]["model"] for row in scored))
+    draw = {"transfer": figures.transfer, "noise": figures.noise}[kind]
+    return {kind: draw(points, models)} if models else {}
+
+
+def tell(console: Console, kind: str, table: Sequence[Sequence[str]]) -> None:
+    """Print a study's table in the room that a terminal has: of a search as many of the best settings as fit."""
+    fixed = 2 if kind == "noise" else 1
+    parts = writers.fitting(table[0], table[1:], table[0][:1], fixed=fixed, width=console.width)
+    for part in parts[:1] if kind == "search" else parts:
+        console.print(part)
+    told, best = len(parts[0].columns) - fixed, len(table[0]) - fixed
+    if kind == "search" and told < best:
+        say(console, f"{told} of the {best} best settings; the others are in table.md, and all runs in table.csv")
 
 
 CROSSING = (
@@ -100,20 +105,117 @@ def summary(kind: str, rows: Rows) -> str:
     return said
 
 
+# What is said of it
+
+
+def finding(kind: str, rows: Rows, shares: Mapping[str, float]) -> str:
+    """What came out, in a line; nothing if no run has ended. Of a search the shares are `importances`."""
+    scored = [row for row in rows if row["value"] is not None]
+    if kind == "search":
+        return _best_setting(scored, shares)
+    return _best_rules(scored) if kind == "transfer" else _tolerant(scored)
+
+
+def _best_setting(rows: Rows, shares: Mapping[str, float]) -> str:
+    done = ended(rows)
+    if not done:
+        return ""
+    best = cells(values_of(done[:1]))
+    said = f"The best of {len(rows)} settings, run {done[0]['run']}, reaches {best} % validation accuracy."
+    if shares:
+        most = max(shares, key=lambda name: shares[name])
+        said += f" Accuracy depends most on {most}, with {100 * shares[most]:.0f} % of its variance over settings."
+    return said
+
+
+def _best_rules(rows: Rows) -> str:
+    points, said = groups(rows), []
+    for model in dict.fromkeys(model for _, model, _ in points):
+        own = {rule: values_of(found) for (rule, m, _), found in points.items() if m == model}
+        best = max(own, key=lambda rule: statistics.fmean(own[rule]))
+        said.append(f"{best} in {model} ({cells(own[best])} %)")
+    return f"Most accurate: {listed(said)}." if said else ""
+
+
+def _tolerant(rows: Rows) -> str:
+    found = crossovers(rows)
+    if not found:
+        return ""
+    said = "; ".join(f"{line['rule']} in {line['architecture']}: {line['crossover σ']}" for line in found)
+    return f"The noise σ from which a rule is more accurate than backpropagation: {said}."
+
+
+def captions(kind: str, rows: Rows, table: Sequence[Sequence[str]], shares: Mapping[str, float]) -> dict[str, Words]:
+    """The words of a study's figures, by the name under which they are saved.
+
+    Args:
+        table: heads, then lines, as ``tabled`` makes it. shares: of a search, its `importances`.
+    """
+    scored = [row for row in rows if row["value"] is not None]
+    return _of_search(scored, table, shares) if kind == "search" else {kind: _of_grid(kind, scored, table)}
+
+
+def _of_search(rows: Rows, table: Sequence[Sequence[str]], shares: Mapping[str, float]) -> dict[str, Words]:
+    values = [100 * row["value"] for row in rows]
+    among = f"{min(values):.1f} to {max(values):.1f} %" if values else "nothing yet"
+    pruned = sum(row["state"] == "pruned" for row in rows)
+    crosses = " Crosses were stopped early and stand where they were then." if pruned else ""
+    names = listed([line[0] for line in table[2:]]) or "nothing"
+    best = f"The best has {', '.join(f'{line[0]} {line[1]}' for line in table[1:])}." if len(table[0]) > 1 else ""
+    told = "; ".join(f"{name} {100 * shares[name]:.0f} %" for name in sorted(shares, key=lambda name: -shares[name]))
+    return {
+        "history": Words(
+            "Validation accuracy of every setting in the order in which it was tried, and the best so far."
+            f"{crosses} A setting whose loss was not finite stands at chance.",
+            f"Dots: validation accuracy of {len(rows)} settings, {among}, {pruned} of them stopped early. {best}",
+        ),
+        "parameters": Words(
+            f"Validation accuracy against each parameter of the search, all settings that have it.{crosses} A plateau "
+            "means that the parameter needs no tuning.",
+            f"Dots: validation accuracy, {among}, against {names}. {best}",
+        ),
+        "importance": Words(
+            "Which parameters the accuracy depends on: the share of its variance over the settings that fANOVA "
+            "(Hutter et al. 2014, as Optuna has it) gives to each, of those parameters that every setting has.",
+            f"Bars, shares of the variance: {told or 'none'}.",
+        ),
+    }
+
+
+def _of_grid(kind: str, rows: Rows, table: Sequence[Sequence[str]]) -> Words:
+    several = max(map(len, groups(rows).values()), default=0) > 1
+    named = [[f"{head} {cell}" for head, cell in zip(table[0], line, strict=True)] for line in table[1:]]
+    lines = "; ".join(", ".join(line) for line in named)
+    caption = {
+        "transfer": "Accuracy in each architecture, with the metaparameters that were fixed beforehand"
+        + (": mean over seeds, bars of one standard deviation." if several else ", one run of each.")
+        + " Hollow marks: in some run the loss was not finite, which counts at chance (dotted), as in Fig. 3 of the "
+        "paper.",
+        "noise": "Accuracy against the standard deviation of Gaussian noise on every update: of the backward weights "
+        "for rules that align, of all weights for backpropagation."
+        + (" Mean over seeds, bands from worst to best; on" if several else " One run of each; on")
+        + " the left, without noise. Fig. 5 of the paper has ImageNet.",
+    }[kind]
+    return Words(caption, f"Lines of accuracy in percent: {lines or 'nothing yet'}.")
+
+
 # Search
 
 
-def search(kind: str, rows: Rows, best: int = 10) -> tuple[list[list[str]], dict[str, Any]]:
-    """The best settings, and the figures of a search."""
-    done = sorted((row for row in rows if row["state"] == "complete"), key=lambda row: -row["value"])
-    names = list(dict.fromkeys(name for row in done[:best] for name in row["params"]))
-    table = [["run", "validation accuracy (%)", *names]]
-    for row in done[:best]:
-        table.append([row["run"], cells(values_of([row])), *(_word(row["params"].get(name)) for name in names)])
-    drawn = {"history": figures.history(rows), "parameters": figures.parameters(rows)}
-    if shares := importances(rows):
-        drawn["importance"] = figures.importance(shares)
-    return table, drawn
+def settings(rows: Rows, best: int = 10) -> list[list[str]]:
+    """The best settings of a search, a column each."""
+    done = ended(rows)[:best]
+    names = list(dict.fromkeys(name for row in done for name in row["params"]))
+    return [
+        ["parameter", *(row["run"] for row in done)],
+        ["validation accuracy (%)", *(cells(values_of([row])) for row in done)],
+        *([name, *(figures.word(row["params"].get(name)) for row in done)] for name in names),
+    ]
+
+
+def ended(rows: Rows) -> list[Mapping[str, Any]]:
+    """The settings of a search that were not stopped early, the best first."""
+    return sorted((row for row in rows if row["state"] == "complete"), key=lambda row: -row["value"])
 
 
 def importances(rows: Rows) -> dict[str, float]:
@@ -148,8 +250,8 @@ def importances(rows: Rows) -> dict[str, float]:
 # Transfer and noise
 
 
-def grid(kind: str, rows: Rows) -> tuple[list[list[str]], dict[str, Any]]:
-    """Accuracy by rule and architecture, and noise where there is some, and the figure."""
+def grid(kind: str, rows: Rows) -> list[list[str]]:
+    """Accuracy by rule and architecture, and noise where there is some."""
     rows = [row for row in rows if row["value"] is not None]
     models = list(dict.fromkeys(row["params"]["model"] for row in rows))
     points = groups(rows)
@@ -164,8 +266,7 @@ def grid(kind: str, rows: Rows) -> tuple[list[list[str]], dict[str, Any]]:
             note = f" ({failed} not finite{', early' if early else ''})" if failed else ""
             line.append(cells(values_of(own)) + note)
         table.append(line)
-    draw = figures.noise if noisy else figures.transfer
-    return table, {kind: draw(points, models)} if models else {}
+    return table
 
 
 def groups(rows: Rows) -> dict[tuple[str, str, float | None], list[Mapping[str, Any]]]:
@@ -227,10 +328,6 @@ def cells(values: Sequence[float]) -> str:
         return "–"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
-
-
-def _word(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

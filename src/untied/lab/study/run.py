@@ -385,13 +385,15 @@ def again(path: Path, console: Console | None = None) -> int:
 
 
 def show(folder: Path | None, url: str | None, name: str | None, console: Console | None = None) -> int:
-    """Print how far a study is, who trains what, and the best. Returns the exit code, 0.
+    """Print how far a study is, who trains what, and the table so far. Returns the exit code, 0.
 
     A study is named by its folder, or by database and name.
 
     Raises:
         UntiedError: there is none.
     """
+    from untied.lab.study import report  # here, as it is slow to import
+
     console = console or Console()
     if folder is not None:
         here = kind_of({k: v for k, v in RunFolder.open(folder).config().items() if k != "definition"}, str(folder))
@@ -413,8 +415,11 @@ def show(folder: Path | None, url: str | None, name: str | None, console: Consol
                 epochs = max(trial.intermediate_values, default=0)
                 say(console, f"  {key}: epoch {epochs}, on {worker.get('host', 'an unknown machine')}, "
                              f"process {worker.get('pid', '?')} ({lives}), attempt {len(attempts)}")  # fmt: skip
-    rows = [row for row in rows_of(queue) if row["value"] is not None]
-    if rows and isinstance(config, SearchConfig):
-        best = max(rows, key=lambda row: row["value"])
+    rows = rows_of(queue)
+    scored = [row for row in rows if row["value"] is not None]
+    if scored and isinstance(config, SearchConfig):
+        best = max(scored, key=lambda row: row["value"])
         say(console, f"best: {100 * best['value']:.1f} % ({best['run']}): {best['config']['rule']}")
+    if scored:
+        report.tell(console, config.kind, report.tabled(config.kind, rows))
     return 0
