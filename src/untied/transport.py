@@ -259,7 +259,7 @@ class Transported(Transport):
         return Feedback(name, float(value))
 
     def beside(self, at: Place) -> dict[str, Tensor | None]:
-        """Nothing beside W.
+        """What `magnitude` gives of W: here nothing, so that no buffer of any shape stands beside it.
 
         Raises:
             UntiedError: a low rank that is no lower than W's.
