@@ -17,8 +17,8 @@ from untied.lab.cli import COMMANDS, main
 from untied.lab.config import PRESETS, CompareConfig, TrainConfig
 from untied.lab.reading import settings_of
 from untied.layers import LAYERS, backward_name, untied_layers
-from untied.primitives import PRIMITIVES
-from untied.rules import taxonomy
+from untied.primitives import KNOWN
+from untied.rules import FEEDBACK, as_rule, taxonomy
 from untied.schedules import SCHEDULES
 from untied.statistics import STATISTICS
 
@@ -70,8 +70,15 @@ def rules() -> str:
     """Tables 1 and 2 of the paper, the options and the tuned settings."""
     yes = {True: "yes", False: "no"}
     primitives = [
-        (f"`{name}`", p.formula, p.gradient_formula, yes[p.local_computation], yes[p.local_plasticity])
-        for name, p in PRIMITIVES.items()
+        (
+            f"`{name}`", p.formula, p.gradient_formula, yes[p.local_computation], yes[p.local_plasticity],
+            f"{as_rule(p).cost:.2f}",
+        )
+        for name, p in KNOWN.items()
+    ]  # fmt: skip
+    functions = [
+        (f"`transport({name}{f'({kind.parameter}=…)' if kind.parameter else ''})`", kind.about, kind.possible or "—")
+        for name, kind in FEEDBACK.items()
     ]
     named = [
         (
@@ -87,9 +94,10 @@ This page is written by the code when the site is built. [Rules](../rules.md) sa
 
 ## Primitives
 
-Table 1 of the paper. A rule is a sum of these, each with a coefficient.
+Table 1 of the paper, and what extends it: `copy`, in which g is the error at the layer's output. A rule is a sum of
+these, each with a coefficient. The cost is that of a rule of one of them alone.
 
-{table(("primitive", "penalty", "gradient in B", "computed locally", "plastic locally"), primitives)}
+{table(("primitive", "penalty", "gradient in B", "computed locally", "plastic locally", "cost"), primitives)}
 
 ## Named rules
 
@@ -97,6 +105,12 @@ Table 2 of the paper, and the rules around it. *Error* is what reaches a layer: 
 error of the network's output. Cost is counted in multiplications over backpropagation's.
 
 {table(("name", "class", "R, with every coefficient at 1", "error", "local", "cost"), named)}
+
+## Functions of W
+
+B may be a function of W. Such a rule is not local, and its cost is 1.00.
+
+{table(("rule", "B", "its number"), functions)}
 
 ## Options
 

@@ -13,6 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
+import untied
+from untied.naming import BUILT_IN, NAMED
+from untied.primitives import KNOWN, PRIMITIVES
+
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```python *\n(?P<code>.*?)^(?P=indent)``` *$", re.MULTILINE | re.DOTALL)
 EXCUSE = re.compile(r"<!-- not executed: \S((?!-->).)*-->\s*\Z", re.DOTALL)
@@ -51,6 +55,32 @@ FILES = [
 def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(path)
+
+
+def test_errors_are_shown_as_they_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*NAMED} - {*BUILT_IN}:  # of the lab, and of pages that ran before
+        monkeypatch.delitem(NAMED, name)
+    for name in {*KNOWN} - {*PRIMITIVES, "copy"}:
+        monkeypatch.delitem(KNOWN, name)
+    page = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^untied\.rules\.parse\(\"(.*)\"\)\n((?:    .*\n)+)", page, re.MULTILINE)
+    assert len(shown) == 4
+    for text, message in shown:
+        with pytest.raises(untied.UntiedError) as error:
+            untied.rules.parse(text)
+        assert " ".join(message.split()) == str(error.value)
+
+
+def test_the_table_of_primitives_is_the_codes() -> None:
+    page = (ROOT / "docs/maths.md").read_text(encoding="utf-8")
+    section = page.partition("## 4. Primitives")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (\d) \| (yes|no)\b.* \| (\S+) \|$", section, re.MULTILINE)
+    assert [name for name, *_ in rows] == [*PRIMITIVES, "copy"]
+    for name, penalty, gradient, degree, local, cost in rows:
+        p = KNOWN[name]
+        assert (penalty.replace("\\", ""), gradient.replace("\\", "")) == (p.formula, p.gradient_formula)
+        assert (int(degree), local == "yes") == (p.degree, p.local)
+        assert cost == f"{untied.rules.as_rule(p).cost:.2f}"
 
 
 def test_blocks_share_a_namespace_and_may_be_excused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Alignment(Rule):
     align(amp=1, decay=0.5, noise=normal)
     """
 
-    name, motion = "align", "alignment"
+    name, motion, combines = "align", "alignment", True
 
     def __init__(
         self,
@@ -112,6 +112,11 @@ class Alignment(Rule):
         return [*cls.defaults, *OPTIONS]
 
     def check(self) -> None:
+        """Called before a layer gets the rule.
+
+        Raises:
+            UntiedError: an option would change nothing.
+        """
         idle = {}
         if not self.needs_data:
             idle = {k: v for k, v in self.options.items() if k not in ("every", "update_forward", "route")}
@@ -125,6 +130,11 @@ class Alignment(Rule):
             raise UntiedError(f"{shown} would change nothing in {self.combination}: {why}; leave it out")
 
     # What the rule is
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it has no name of its own, and is written as the sum that it is."""
+        return self.name == Alignment.name
 
     @property
     def aligns(self) -> bool:  # type: ignore[override]
@@ -178,9 +188,14 @@ class Alignment(Rule):
     __rmul__ = __mul__
 
     def __add__(self, other: Rule | Combination | Primitive) -> Alignment:
+        """The rule whose coefficients are the sums of both, with the options of the one that has any.
+
+        Raises:
+            UntiedError: the other has no coefficients, or both have options and these differ.
+        """
         options = self.options
         if isinstance(other, Rule):
-            if other.motion != self.motion:
+            if not other.combines:
                 raise UntiedError(f"{other} has no coefficients: only alignment rules and primitives add")
             if options and other.options and options != other.options:
                 raise UntiedError(
@@ -226,8 +241,8 @@ class Alignment(Rule):
         return {p: torch.tensor(v, dtype=torch.float64) if callable(c) else v for p, (c, v) in now.items() if v != 0}
 
     def penalty(self, s: Signals, progress: float | None = None) -> Tensor:
-        """The readable definition: Σ_P c_P P for one layer, summed over the batch; differentiable. `copy` counts where
-        the signals have an error.
+        """The readable definition: Σ_P c_P P for one layer, summed over the batch, 0-dim; differentiable. `copy` counts
+        where the signals have an error.
         """
         copied = self.copies * copy.penalty(s) if s.error is not None else s.B.new_zeros(())
         s = s.with_input_operations()
@@ -236,7 +251,11 @@ class Alignment(Rule):
     def data_terms(
         self, s: Signals, c: Mapping[Primitive, Number], scale: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The primitives that see activity: (value, gradient in B, gradient in W or None), all times ``scale``."""
+        """The primitives that see activity: (value, 0-dim; gradient in B, of its shape; in W or None), times ``scale``.
+
+        Raises:
+            UntiedError: a primitive of one's own has a gradient that is neither a tensor nor a `Correlation`.
+        """
         c = {p: v for p, v in c.items() if p.needs_data}
         if not c:
             return s.B.new_zeros(()), torch.zeros_like(s.B), None
@@ -283,7 +302,7 @@ class Alignment(Rule):
         c: Mapping[Primitive, Number],
         onto: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The primitives of W and B alone: (value, gradient in B, gradient in W or None).
+        """The primitives of W and B alone: (value, 0-dim; gradient in B, of its shape; in W or None).
 
         ``onto``: gradients in B and W so far, which are added to, in place where their type is the kernels'.
         """
@@ -299,13 +318,13 @@ class Alignment(Rule):
         return hash((type(self), self.combination, tuple(self.options.items())))
 
     def __str__(self) -> str:
-        if type(self) is Alignment and not self.options:
+        if self.is_free and not self.options:
             return repr(self.combination)
         given = {p.name: c for p, c in self.combination.items()}
         names = list(dict.fromkeys([*self.defaults, *given]))
         words = {n: text_of(given.get(n, 0.0)) for n in names}
-        if type(self) is not Alignment:  # a named rule says only what differs from what its name says
-            words = {n: w for n, w in words.items() if n not in self.defaults or w != text_of(self.defaults[n])}
+        # a named rule says only what differs from what its name says
+        words = {n: w for n, w in words.items() if n not in self.defaults or w != text_of(self.defaults[n])}
         words |= {k: text_of(v) for k, v in self.options.items()}
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in words.items())})" if words else self.name
 

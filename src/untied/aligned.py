@@ -106,6 +106,9 @@ class KolenPollack(Alignment):
     W − B shrinks by the decay alone, so give W the weight decay ``decay`` in its optimizer, and both the
     same learning rate.
 
+    Raises:
+        UntiedError: as `Alignment`; or decay is a statistic, which W's optimizer could not have too.
+
     >>> KolenPollack().combination
     copy + 0.001*decay
     """

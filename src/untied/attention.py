@@ -15,7 +15,14 @@ __all__ = ["UntiedMultiheadAttention", "UntiedOutputProjection"]
 
 
 class UntiedOutputProjection(Untied, NonDynamicallyQuantizableLinear):
-    """The output projection inside `nn.MultiheadAttention`."""
+    """The output projection inside `nn.MultiheadAttention`, with ``backward_weight`` [E, E].
+
+    >>> import torch, untied
+    >>> model = torch.nn.MultiheadAttention(8, 2)
+    >>> _ = untied.untie_(model, "fa")
+    >>> type(model.out_proj).__name__, tuple(model.out_proj.backward_weight.shape)
+    ('UntiedOutputProjection', (8, 8))
+    """
 
     def geometry(self) -> Geometry:
         return DENSE
@@ -25,6 +32,15 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose projections are untied: ``in_proj_backward_weight``, or one for q, k and
     v each, and ``out_proj.backward_weight``. The products of queries, keys and values are activity, not
     weights, and stay as they are.
+
+    >>> import torch, untied
+    >>> model = torch.nn.MultiheadAttention(8, 2)
+    >>> print(untied.untie_(model, "fa"))
+    converted 2 layers
+      (the model): MultiheadAttention, rule fa
+      out_proj: NonDynamicallyQuantizableLinear, rule fa
+    >>> tuple(model.in_proj_backward_weight.shape)
+    (24, 8)
     """
 
     weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -43,7 +59,11 @@ class UntiedMultiheadAttention(Untied, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As the plain layer's, arguments and results."""
+        """As the plain layer's, arguments and results: query [m, n, E], key and value [l, n, ...], or batch first.
+
+        Raises:
+            UntiedError: ``is_causal`` without ``attn_mask``.
+        """
         if is_causal and attn_mask is None:
             raise UntiedError("is_causal=True needs attn_mask too, as in nn.MultiheadAttention: give the causal mask")
         batched, same = query.dim() == 3, query is key and key is value

@@ -32,6 +32,14 @@ class History:
         owes: the last recording's R was not asked for. stuck: steps in which W moved and B did not.
         versions: of its kernels and of its B's when R was asked for last.
         watched: whether its weights say so when they get a gradient.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> with untied.record(model):
+    ...     _ = model(torch.randn(5, 4))
+    >>> model.history  # nobody has asked for R
+    History(owes=True, stuck=0, versions=None, watched=False)
     """
 
     owes: bool = False
@@ -51,7 +59,18 @@ class Recorded(Protocol):
 
 
 def begin(layers: Mapping[str, Layer]) -> None:
-    """A recording begins: what became of the last one?"""
+    """A recording begins: what became of the last one?
+
+    >>> import torch, untied, warnings
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> model.history = History(owes=True)
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     begin({"fc": model})
+    >>> print(str(said[0].message)[:72])
+    R of the last recording was never asked for, so B does not align (layers
+    """
     owing, stuck = [], []
     for name, layer in layers.items():
         history = layer.history
@@ -82,7 +101,18 @@ def begin(layers: Mapping[str, Layer]) -> None:
 
 
 def end(tape: Recorded) -> None:
-    """A recording ends without an error: note what the next one shall see."""
+    """A recording ends without an error: note what the next one shall see.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "sa")
+    >>> with untied.record(model) as tape:
+    ...     _ = model(torch.randn(5, 4))
+    >>> model.history = None
+    >>> end(tape)
+    >>> model.history.owes
+    True
+    """
     for layer in tape.called:
         layer.was_called = True
     called = {id(p) for layer in tape.called for p in _weights(layer)}

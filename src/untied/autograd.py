@@ -17,6 +17,11 @@ __all__ = ["LossTerm", "cast_for_autocast", "no_view", "untied_operation"]
 def no_view(y: Tensor) -> Tensor:
     """y, same memory, as no view of another tensor: PyTorch forbids in-place operations, as `nn.ReLU(inplace=True)`
     does, on a view that an autograd function returns. ``squeeze`` makes one, and `F.linear` on some processors.
+
+    >>> import torch
+    >>> y = torch.ones(1, 3).squeeze(0)
+    >>> y._is_view(), no_view(y)._is_view()
+    (True, False)
     """
     return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
 
@@ -62,6 +67,13 @@ def untied_operation(
         bias: [o] or None.
         geometry: the layer type.
         copies: how much of W's pseudogradient is B's gradient (`copy`): 0 for none.
+
+    >>> import torch
+    >>> from untied.geometry import DENSE
+    >>> x, W, B = torch.ones(1, 4, requires_grad=True), torch.ones(3, 4), torch.full((3, 4), 2.0)
+    >>> untied_operation(x, W, B, None, DENSE).sum().backward()
+    >>> x.grad  # through B: through W it would be 3
+    tensor([[6., 6., 6., 6.]])
     """
     return UntiedOperation.apply(geometry.prepare(x), W, B, bias, geometry, copies)  # type: ignore[no-any-return]
 
@@ -69,6 +81,12 @@ def untied_operation(
 def cast_for_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast to autocast's dtype where autocast is on: before the autograd function, so that gradients come
     back in each parameter's own dtype. As autocast does, leaves float64 and integers alone.
+
+    >>> import torch
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     x, bias = cast_for_autocast(torch.ones(2), None)
+    >>> x.dtype, bias
+    (torch.bfloat16, None)
     """
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
@@ -98,6 +116,15 @@ class LossTerm(torch.autograd.Function):
 
     Being an ordinary term of the loss, it follows loss scaling, gradient accumulation and DDP's averaging. It takes the
     gradients over: the backward pass multiplies them in place and hands them on, unless the graph is kept.
+
+    It is applied to the value, 0-dim, the number of targets, the targets, and for each a gradient of its shape.
+
+    >>> import torch
+    >>> B = torch.zeros(2, requires_grad=True)
+    >>> R = LossTerm.apply(torch.tensor(1.0), 1, B, torch.tensor([3.0, 4.0]))
+    >>> (10 * R).backward()
+    >>> B.grad
+    tensor([30., 40.])
     """
 
     @staticmethod

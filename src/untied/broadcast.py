@@ -89,6 +89,11 @@ class Broadcast(Route):
         return {"error": "e, broadcast", "sign": "sign(e), broadcast", "target": "t, broadcast"}[self.signal]
 
     def beside(self, at: Place, learns: bool) -> dict[str, Tensor | None]:
+        """B [C, i], [C, i, *k], or, where it is dense and for a convolution, of a size that the first input says.
+
+        Raises:
+            UntiedError: the layer is a convolution, and no ``kernel`` is chosen.
+        """
         assert at.outputs is not None
         inputs, _ = at.geometry.sizes(at.W)
         if at.geometry.positional and self.kernel is None:
@@ -128,6 +133,11 @@ class Broadcast(Route):
             B.copy_(self.drawn(tuple(B.shape), B))
 
     def send(self, use: Use, copies: float) -> Tensor:
+        """The layer's output y [n, ...]. Its input waits for e in the layer's collector.
+
+        Raises:
+            UntiedError: it trains outside of `untied.record`; the source layer is recomputed; or as `Collector` says.
+        """
         x, collector = use.x, use.layer.collector
         if not torch.is_grad_enabled():
             return untied_operation(x, use.W, use.W.detach(), use.bias, use.geometry)
@@ -194,6 +204,10 @@ class Collector:
         targets: [n, C], or classes [n], for rules that send them.
         second: the name of a module with ``batch_first=False``, if there is one.
         sent: whether layers before the source have had an error.
+
+    >>> source = nn.Linear(8, 3)
+    >>> Collector(source, "fc", {id(source): "fc"}).waiting
+    []
     """
 
     source: Layer
@@ -205,7 +219,11 @@ class Collector:
     waiting: list[tuple[Port, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
 
     def take(self, route: Broadcast, use: Use, mark: Tensor, x: Tensor | None, y: torch.Size, copies: float) -> None:
-        """A layer's input waits. ``x``: the input itself where B learns from it."""
+        """A layer's input waits. ``x``: the input itself, [n, ...], where B learns from it.
+
+        Raises:
+            UntiedError: signs or targets are sent in float16.
+        """
         name = self.names[id(use.layer)]
         if route.signal != "error" and use.x.dtype == torch.float16:
             raise UntiedError(
@@ -217,10 +235,11 @@ class Collector:
         self.waiting.append((port, mark, use.B, x))
 
     def hand_out(self, y: Tensor, geometry: Geometry) -> Tensor:
-        """The source's output, whose error goes to all that waits.
+        """The source's output y [n, ..., C], whose error goes to all that waits.
 
         Raises:
-            UntiedError: nobody has come to wait since the source's last call, whose error alone went out.
+            UntiedError: nobody has come to wait since the source's last call, whose error alone went out; it
+                cannot be sent to a layer, or targets are missing or of another shape.
         """
         waiting, self.waiting = self.waiting, []
         if not waiting:
@@ -263,7 +282,11 @@ class Collector:
         return t.detach().to(y.device, y.dtype)
 
     def close(self) -> None:
-        """The recording ends, and nobody may wait still."""
+        """The recording ends, and nobody may wait still.
+
+        Raises:
+            UntiedError: a layer does.
+        """
         if self.waiting:
             raise UntiedError(
                 f"layer {self.waiting[0][0].name} waits for the error of {self.name}'s output, and {self.name} was not "
@@ -282,6 +305,13 @@ def broadcasting(
 
     Raises:
         UntiedError: layers name two sources, or one that is not untied; a layer still waits at the end.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "dfa")
+    >>> with broadcasting({"0": model[0], "2": model[2]}):  # as `untied.record` does
+    ...     loss = model.eval()(torch.randn(5, 4)).square().mean()
+    >>> loss.backward()
     """
     routes: list[Any] = [r for layer in layers.values() if (r := layer.rule.route).broadcasts]
     if not routes:

@@ -12,14 +12,25 @@ __all__ = ["balanced", "checked", "primitive_of", "text_of"]
 
 
 def text_of(v: object) -> str:
-    """An option's value as rules are written."""
+    """An option's value as rules are written.
+
+    >>> text_of(True), text_of(0.5), text_of("normal")
+    ('true', '0.5', 'normal')
+    """
     if isinstance(v, bool) or v is None:
         return str(v).lower()
     return coefficient_text(v) if isinstance(v, int | float | Statistic) or callable(v) else str(v)
 
 
 def primitive_of(given: Primitive | str) -> Primitive:
-    """The primitive itself, or the one of this name."""
+    """The primitive itself, or the one of this name.
+
+    Raises:
+        UntiedError: no primitive has it.
+
+    >>> primitive_of("amp")
+    amp
+    """
     if isinstance(given, Primitive):
         return given
     if given not in KNOWN:
@@ -28,7 +39,14 @@ def primitive_of(given: Primitive | str) -> Primitive:
 
 
 def balanced(c: Any) -> Coefficient:
-    """The decay that balances amp, whose coefficient is given."""
+    """The decay that balances amp, whose coefficient is given.
+
+    Raises:
+        UntiedError: that is 0, or impossible.
+
+    >>> balanced(2)
+    2*power
+    """
     if c == 0:
         raise UntiedError(
             "decay=balanced balances amp, and the rule has none: give amp a coefficient, or decay a number"
@@ -41,6 +59,9 @@ def checked(primitive: Primitive, c: Coefficient) -> Coefficient:
 
     Raises:
         UntiedError: it may not.
+
+    >>> checked(amp, 0.5)
+    0.5
     """
     if primitive == copy and (callable(c) or isinstance(c, Statistic)):
         raise UntiedError(f"copy={coefficient_text(c)} is not possible: it acts in the backward pass, so give a number")

@@ -99,7 +99,11 @@ class Statistic:
         return STATISTICS[self.name]
 
     def times(self, other: Coefficient) -> Coefficient:
-        """This statistic times a number, a schedule or a function; 0 where that is 0."""
+        """This statistic times a number, a schedule or a function; 0 where that is 0.
+
+        Raises:
+            UntiedError: times a statistic.
+        """
         if isinstance(other, Statistic):
             raise UntiedError(f"{self} times {other} is not possible: a coefficient has one statistic; leave one out")
         factor = multiply(self.factor, other)
@@ -107,7 +111,11 @@ class Statistic:
         return 0.0 if factor == 0 else replace(self, factor=factor)
 
     def plus(self, other: Coefficient) -> Coefficient:
-        """This statistic plus another multiple of the same, or plus 0."""
+        """This statistic plus another multiple of the same, or plus 0.
+
+        Raises:
+            UntiedError: plus anything else.
+        """
         if other == 0:
             return self
         if not isinstance(other, Statistic) or other.name != self.name:

@@ -12,7 +12,12 @@ __all__ = ["over"]
 
 
 def over() -> None:
-    """The command has begun, and handles Ctrl-C itself."""
+    """The command has begun, and handles Ctrl-C itself.
+
+    >>> over()
+    >>> signal.getsignal(signal.SIGINT) is _stop
+    False
+    """
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -49,7 +49,7 @@ class RegressionDiscontinuity(Alignment):
     """
 
     title, source = "regression discontinuity", "Guerguiev et al. 2019"
-    name, motion, moves_itself = "rdd", "estimate", True
+    name, motion, combines, moves_itself = "rdd", "estimate", False, True
     defaults: ClassVar[dict[str, float]] = {"self": 1.0, "decay": 1.0}
     OPTIONS: ClassVar[dict[str, int]] = {"windows": 2000, "period": 20, "average": 1}
     local = True
@@ -93,6 +93,11 @@ class RegressionDiscontinuity(Alignment):
     __rmul__ = __mul__
 
     def __add__(self, other: Rule | Combination | Primitive) -> Alignment:
+        """Refused: it has an estimate in W's place.
+
+        Raises:
+            UntiedError: always.
+        """
         raise UntiedError(
             f"cannot add {self} and {other}: rdd has an estimate in W's place, and other terms of R have W; use sa"
         )
@@ -117,6 +122,11 @@ class RegressionDiscontinuity(Alignment):
         return found
 
     def visit(self, visit: Visit) -> None:
+        """Measure W, if it is time to, and keep the running mean beside it, in W's layout.
+
+        Raises:
+            UntiedError: a period above 1, and no step given; or as `untied.spiking.estimate`.
+        """
         if not visit.align:
             return
         stream, _, measurements, _ = visit.beside["backward_heard"].tolist()

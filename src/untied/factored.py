@@ -26,6 +26,13 @@ class Factored(torch.autograd.Function):
     """y = T_W x + bias, whose errors pass P and then R. W's and the bias's gradients are backprop's own.
 
     R's gradient is ``copies`` times the pseudogradient that passes there. P's is Oja's rule, times ``oja``.
+
+    >>> import torch
+    >>> from untied.geometry import DENSE
+    >>> x, W = torch.ones(5, 4, requires_grad=True), torch.zeros(3, 4)
+    >>> Factored.apply(x, W, torch.ones(2, 4), torch.ones(1, 3, 2), None, DENSE, 0.0, 0.0).sum().backward()
+    >>> x.grad[0]  # three outputs, through two middle channels
+    tensor([6., 6., 6., 6.])
     """
 
     generate_vmap_rule = True
@@ -90,7 +97,12 @@ def _in_groups(g: Tensor, P: Tensor, at: int) -> Tensor:
 
 
 def through_factor(g: Tensor, P: Tensor, at: int) -> Tensor:
-    """Pᵀ g: in g's shape, but for m outputs a group in place of o along dimension ``at``."""
+    """Pᵀ g: in g's shape, but for m outputs a group in place of o along dimension ``at``.
+
+    >>> import torch
+    >>> through_factor(torch.ones(5, 3), torch.ones(1, 3, 2), -1).shape
+    torch.Size([5, 2])
+    """
     h = _in_groups(g, P, at) @ P  # [groups, rows, m]
     return h.transpose(0, 1).reshape(*g.movedim(at, -1).shape[:-1], -1).movedim(-1, at)
 
@@ -98,6 +110,11 @@ def through_factor(g: Tensor, P: Tensor, at: int) -> Tensor:
 def oja_gradient(g: Tensor, P: Tensor, at: int) -> Tensor:
     """−(I − P Pᵀ) gᵀ g P, [groups, o, m], summed over batch and positions: Oja's rule, by which P's columns come to
     span the directions in which g varies most.
+
+    >>> import torch
+    >>> oja_gradient(torch.tensor([[0.0, 2.0]]), torch.tensor([[[1.0], [0.5]]]), -1)  # more of the second output
+    tensor([[[ 1.0000],
+             [-1.5000]]])
     """
     g_ = _in_groups(g.to(P.dtype), P, at)
     A = g_.mT @ (g_ @ P)

@@ -31,7 +31,12 @@ __all__ = ["ATTENTION", "FOREIGN", "Expert", "TransposedDense", "adapters", "att
 
 @dataclass(frozen=True)
 class TransposedDense(Geometry):
-    """y = x K over the last dimension: K is [i, o]."""
+    """y [n, ..., o] = x [n, ..., i] K over the last dimension: K is [i, o].
+
+    >>> import torch
+    >>> TransposedDense().project(torch.ones(2, 4), torch.ones(4, 3)).shape
+    torch.Size([2, 3])
+    """
 
     def sizes(self, K: Tensor) -> tuple[int, int]:
         return K.shape[0], K.shape[1]
@@ -239,7 +244,10 @@ _wrapped: dict[type, type] = {}
 
 
 def register() -> None:
-    """Make known what the packages that are imported by now have."""
+    """Make known what the packages that are imported by now have. `untied.untie_` calls it.
+
+    >>> register()
+    """
     for (where, name), make in FOREIGN.items():
         kind = getattr(sys.modules.get(where), name, None)
         if kind is not None and kind not in LAYERS:
@@ -268,7 +276,24 @@ def adapters(model: nn.Module, layers: Mapping[str, Untied]) -> None:
 
 
 def attend(model: nn.Module) -> None:
-    """Let attention that uses the weights of untied children send such products through them."""
+    """Let attention that uses the weights of untied children send such products through them. `untied.untie_` calls it.
+
+    >>> import torch, untied
+    >>> class Attention(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.qkv = torch.nn.Linear(4, 12)
+    ...     def forward(self, x):
+    ...         return torch.nn.functional.linear(x, self.qkv.weight, self.qkv.bias)
+    >>> key = Attention.__module__, Attention.__qualname__
+    >>> ATTENTION[key] = lambda module: ("qkv",)
+    >>> model = Attention()
+    >>> _ = untied.untie_(model, "fa")
+    >>> type(model).__name__  # its product is qkv's own call now
+    'UntiedAttention'
+    >>> _ = untied.tie_(model)
+    >>> del ATTENTION[key]
+    """
     for module in model.modules():
         names_of = ATTENTION.get((type(module).__module__, type(module).__qualname__))
         if names_of is None:
@@ -278,7 +303,11 @@ def attend(model: nn.Module) -> None:
 
 
 def release(model: nn.Module) -> None:
-    """Undo `attend` where no child is untied any more."""
+    """Undo `attend` where no child is untied any more. `untied.tie_` calls it.
+
+    >>> import torch
+    >>> release(torch.nn.Linear(4, 3))
+    """
     plain = {wrapped: kind for kind, wrapped in _wrapped.items()}
     for module in model.modules():
         if type(module) in plain and not any(isinstance(child, Untied) for child in module.children()):

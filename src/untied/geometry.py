@@ -42,7 +42,7 @@ def ordinary_autograd() -> Iterator[None]:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of two tensors of one shape: 0-dim, summed in float32 at least, in one pass that leaves nothing behind.
+    """<a, b> of two tensors of one shape [...]: 0-dim, summed in float32 at least, in one pass that copies neither.
 
     >>> import torch
     >>> inner(torch.ones(2, 3), torch.ones(2, 3))
@@ -87,7 +87,7 @@ class Geometry:
     positional = False
 
     def sizes(self, K: Tensor) -> tuple[int, int]:
-        """How many features x and y have.
+        """(i, o): how many features x and y have, by a kernel in W's layout.
 
         Raises:
             UntiedError: the layer type does not say.
@@ -98,36 +98,36 @@ class Geometry:
         )
 
     def rows(self, K: Tensor) -> Tensor:
-        """K as [groups, outputs of a group, rest]: a row for each output."""
+        """K, in W's layout, as [groups, outputs of a group, rest]: a row for each output."""
         return K.new_empty(self.sizes(K))
 
     def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`, for a kernel like one of this ``shape``; the number of outputs may differ."""
+        """The inverse of `rows`: [groups, outputs of a group, rest] as a kernel of this ``shape``, outputs aside."""
         return rows.new_empty(self.sizes(rows))
 
     def project(self, x: Tensor, K: Tensor) -> Tensor:
-        """T_K x."""
+        """T_K x: of x [n, ..., i], y [n, ..., o]; a convolution has [n, i, *space] and [n, o, *space']."""
         raise NotImplementedError(f"{type(self).__name__}.project")
 
     def reconstruct(self, y: Tensor, K: Tensor, like: Tensor | None = None) -> Tensor:
-        """T_K* y, in the shape of ``like`` (an input x) where y alone does not settle it."""
+        """T_K* y: of y [n, ..., o], [n, ..., i]; a convolution has [n, o, *space'] and [n, i, *space], the space of
+        ``like`` (an input x) where y alone does not settle it."""
         raise NotImplementedError(f"{type(self).__name__}.reconstruct")
 
     def correlate(self, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of <y, T_K x> in K."""
+        """The gradient of <y, T_K x> in K, in W's layout: of x [n, ..., i] and y [n, ..., o] it is [o, i]."""
         raise NotImplementedError(f"{type(self).__name__}.correlate")
 
     def per_weight(self, z: Tensor, y: Tensor) -> Tensor:
-        """What each weight multiplies of z, an input, summed over batch and positions: in K's layout up to
-        broadcasting. ``y`` is an output, for its shape.
-        """
+        """What each weight multiplies of z, an input [n, ..., i], summed over batch and positions: in K's layout up to
+        broadcasting, [i] for a dense layer. ``y`` is an output [n, ..., o], for its shape."""
         return self.correlate(z, torch.ones_like(y, dtype=z.dtype))
 
     def patch(self, K: Tensor) -> tuple[Geometry, tuple[int, ...], int]:
-        """The same map at a single position, without padding, for measuring K with noise.
+        """The same map at a single position, without padding, for measuring K, in W's layout, with noise.
 
         Returns:
-            the geometry there; the shape of one input, without the batch; how many inputs reach one output.
+            the geometry there; the shape of one input, without n: (i,) or (i, *k); how many inputs reach one output.
 
         Raises:
             UntiedError: the layer type does not say.
@@ -138,20 +138,20 @@ class Geometry:
         )
 
     def positions(self, x: Tensor, y: Tensor) -> int:
-        """How many times K is applied to one example."""
+        """How many times K is applied to one example of x [n, ..., i], y [n, ..., o]: what "..." multiplies to."""
         return 1 if y.dim() < 2 else math.prod(y.shape[1:-1])
 
     def batch_size(self, x: Tensor) -> int | None:
-        """The number of examples along the first dimension, or None where x is a single example."""
+        """n of x [n, ..., i] or [n, i, *space]; None where x is a single example, [i] or [i, *space]."""
         return x.shape[0] if x.dim() > 1 else None
 
     def add_bias(self, y: Tensor, bias: Tensor) -> Tensor:
-        """y plus the layer's bias."""
+        """y [n, ..., o] or [n, o, *space'] plus the layer's bias [o], in y's shape."""
         return y + bias
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The part of T that has no kernel, such as padding. It stays outside the untied operation, for
-        autograd."""
+        """The part of T that has no kernel, such as padding: [n, i, *space] becomes [n, i, *larger space]. It stays
+        outside the untied operation, for autograd."""
         return x
 
     def prepared(self) -> Geometry:
@@ -159,19 +159,19 @@ class Geometry:
         return self
 
     def read(self, x: Tensor) -> tuple[list[int], ...] | None:
-        """The positions of x that some output reads, by dimension, where there are others; None where all are read."""
+        """The positions of x [n, i, *space] that some output reads, a list for each dimension of space; None if all."""
         return None
 
     def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's output for a prepared input."""
+        """The layer's output, as `project` has it and with the bias [o], for a prepared input."""
         y = self.project(x, W)
         return y if bias is None else self.add_bias(y, bias)
 
     def backward(
         self, g: Tensor, x: Tensor, B: Tensor, bias_shape: list[int] | None, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Pseudogradients of input (through B), weight and bias, for a prepared input; only the ones in
-        ``needs``."""
+        """Pseudogradients of a prepared input x [n, ..., i] (through B), of W in its layout, and of the bias [o], from
+        the error ``g`` [n, ..., o] at the output; only the ones in ``needs``."""
         return (
             self.reconstruct(g, B, like=x) if needs[0] else None,
             self.correlate(x, g) if needs[1] else None,
@@ -181,7 +181,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Dense(Geometry):
-    """`nn.Linear`: y = x Kᵀ over the last dimension.
+    """`nn.Linear`: y [n, ..., o] = x [n, ..., i] Kᵀ over the last dimension, K [o, i].
 
     >>> import torch
     >>> Dense().project(torch.ones(2, 4), torch.ones(3, 4)).shape
@@ -218,7 +218,8 @@ class Dense(Geometry):
 
 @dataclass(frozen=True)
 class Convolution(Geometry):
-    """Convolutions and transposed convolutions of 1 to 3 dimensions, with every padding mode.
+    """Convolutions and transposed convolutions of 1 to 3 dimensions, with every padding mode: x [n, i, *space],
+    y [n, o, *space'], K [o, i/groups, *k], transposed [i, o/groups, *k].
 
     ``padding`` is zero padding that the kernel call itself does. ``explicit_padding`` (first and last side
     per dimension, last dimension first, as `F.pad` takes it) and ``padding_mode`` are the padding done
@@ -275,6 +276,7 @@ class Convolution(Geometry):
 
     @property
     def dims(self) -> int:
+        """How many dimensions *space has."""
         return len(self.kernel_size)
 
     def sizes(self, K: Tensor) -> tuple[int, int]:
@@ -370,7 +372,7 @@ class Convolution(Geometry):
         return tuple((o - 1) * s - 2 * p + d * (k - 1) + 1 for o, s, p, d, k in sizes)
 
     def smallest_input(self, y: Tensor) -> tuple[int, ...]:
-        """The smallest spatial size of x that gives y's."""
+        """The smallest space of x [n, i, *space] that gives the space' of y [n, o, *space']."""
         pads = self.explicit_padding or (0,) * (2 * self.dims)
         return tuple(r - pads[-2 * i - 2] - pads[-2 * i - 1] for i, r in enumerate(self._reached(y)))
 
@@ -424,7 +426,7 @@ DENSE = Dense()
 
 
 def project(x: Tensor, K: Tensor, geometry: Geometry = DENSE) -> Tensor:
-    """T_K x: send activity forward through kernel K. For a dense layer ``x @ K.T``.
+    """T_K x: send activity x [n, ..., i] forward through kernel K: [n, ..., o]. For a dense layer ``x @ K.T``.
 
     >>> import torch
     >>> project(torch.ones(2, 4), torch.ones(3, 4))[0]
@@ -434,7 +436,7 @@ def project(x: Tensor, K: Tensor, geometry: Geometry = DENSE) -> Tensor:
 
 
 def reconstruct(y: Tensor, K: Tensor, geometry: Geometry = DENSE, like: Tensor | None = None) -> Tensor:
-    """T_K* y: send activity back through kernel K. For a dense layer ``y @ K``.
+    """T_K* y: send activity y [n, ..., o] back through kernel K: [n, ..., i]. For a dense layer ``y @ K``.
 
     ``like`` is an input x whose spatial size the result takes; without it a strided convolution gives the
     smallest one possible.
@@ -447,7 +449,7 @@ def reconstruct(y: Tensor, K: Tensor, geometry: Geometry = DENSE, like: Tensor |
 
 
 def correlate(x: Tensor, y: Tensor, geometry: Geometry = DENSE) -> Tensor:
-    """The gradient of <y, T_K x> in K, summed over batch and positions. For a dense layer ``y.T @ x``.
+    """The gradient of <y, T_K x> in K, in W's layout, summed over batch and positions. For a dense layer ``y.T @ x``.
 
     >>> import torch
     >>> correlate(torch.ones(2, 4), torch.ones(2, 3))[0]

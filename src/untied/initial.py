@@ -18,7 +18,7 @@ Init = str | torch.Generator | Callable[[Tensor], Tensor]
 
 
 def like_weight(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A normal draw with the weight's own standard deviation, so that B starts as W's initialisation would.
+    """A normal draw of the weight's shape and standard deviation, so that B starts as W's initialisation would.
 
     Where W is constant (some layers start at zero) it is PyTorch's default, 1 / sqrt(3 fan_in).
 
@@ -35,7 +35,16 @@ def like_weight(weight: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 def at_angle(W: Tensor, degrees: float, generator: torch.Generator | None = None) -> Tensor:
-    """A random B at this angle to W, and of W's norm: what is orthogonal to W is drawn as `like_weight` draws."""
+    """A random B of W's shape and norm, at this angle to W: what is orthogonal to W is drawn as `like_weight` draws.
+
+    Raises:
+        UntiedError: nothing is orthogonal to W, since it is a single number.
+
+    >>> import torch, untied
+    >>> W = torch.randn(3, 4)
+    >>> round(untied.metrics.angle(W, at_angle(W, 30)))
+    30
+    """
     V = like_weight(W, generator).double()
     W_ = W.detach().double()
     size = W_.norm()
@@ -53,12 +62,25 @@ _ANGLE = re.compile(r"angle\((\d+(?:\.\d*)?)\)")
 
 
 def angle_of(init: object) -> float | None:
-    """The degrees of ``"angle(30)"``; None for anything else."""
+    """The degrees of ``"angle(30)"``; None for anything else.
+
+    >>> angle_of("angle(30)"), angle_of("like")
+    (30.0, None)
+    """
     match = _ANGLE.fullmatch(init.replace(" ", "")) if isinstance(init, str) else None
     return float(match[1]) if match and float(match[1]) <= 180 else None
 
 
 def initial(W: Tensor, init: Init) -> Tensor:
+    """B's initial value, of W's shape, without a graph; ``init`` as `untied.untie_` takes it.
+
+    Raises:
+        UntiedError: a function made something of another shape; or as `at_angle`.
+
+    >>> import torch
+    >>> initial(torch.ones(1, 2), lambda W: 2 * W)
+    tensor([[2., 2.]])
+    """
     W = W.detach()
     if (degrees := angle_of(init)) is not None:
         return at_angle(W, degrees)

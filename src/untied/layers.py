@@ -87,7 +87,7 @@ class Untied:
         raise NotImplementedError(f"{type(self).__name__}.geometry")
 
     def forward(self, x: Tensor) -> Tensor:
-        """The plain layer's output, bit for bit; errors go back through B."""
+        """The plain layer's output, bit for bit, [n, ...] as its geometry's legend says; errors go back through B."""
         return self.connect(x, self.geometry())
 
     def connect(
@@ -101,8 +101,14 @@ class Untied:
         """Send x forward through one kernel of this layer, untied.
 
         Args:
-            x: the layer's input.
+            x: the layer's input, [n, ...] as the geometry's legend says.
             weight, bias: names of the parameters. part: their rows to use, all by default.
+
+        Returns:
+            the layer's output, [n, ...], bias included.
+
+        Raises:
+            UntiedError: it is exported or traced in training mode.
         """
         if not torch.compiler.is_compiling() and not self.was_called:  # a compiled pass would be compiled again
             self.was_called = True
@@ -153,13 +159,14 @@ class Untied:
         return tape.made[self, weight]
 
     def backward_kernel(self, weight: str, W: Tensor) -> Tensor:
-        """B in W's layout: the parameter, or what a transport rule makes of W now."""
+        """B: the parameter, or what a transport rule makes of W now; in W's layout, but [C, ...] where errors are
+        broadcast from C outputs."""
         if self.rule.route.whole:
             return self.rule.kernel(W, self.beside(weight), self.geometry_of(weight))
         return self.rule.kernel(W, self.beside(weight))
 
     def beside(self, weight: str) -> dict[str, Any]:
-        """What its rule keeps beside a weight, by the rule's own names."""
+        """What its rule keeps beside a weight, by the rule's own names; ``backward_weight``, if it is there, is B."""
         return {key: getattr(self, beside_name(weight, key), None) for key in self.rule.keeps}
 
     @property
@@ -305,15 +312,21 @@ LAYERS: dict[type[nn.Module], Any] = {
 def register_layer(plain: type[nn.Module]) -> Callable[[type], type]:
     """Class decorator: make one's own layer type known to `untie_`.
 
-    ::
-
-        @untied.register_layer(Conv1D)
-        class UntiedConv1D(untied.Untied, Conv1D):
-            def geometry(self):
-                return MyGeometry()
-
     Raises:
         UntiedError: the decorated class is not ``class X(untied.Untied, plain)``.
+
+    >>> import torch, untied
+    >>> class Scaled(torch.nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x / 2)
+    >>> @untied.register_layer(Scaled)
+    ... class UntiedScaled(untied.Untied, Scaled):
+    ...     def forward(self, x):
+    ...         return self.connect(x / 2, untied.geometry.DENSE)
+    >>> print(untied.untie_(torch.nn.Sequential(Scaled(4, 3)), "fa"))
+    converted 1 layers
+      0: Scaled, rule fa
+    >>> del untied.layers.LAYERS[Scaled]
     """
 
     def register(untied_class: type) -> type:

@@ -17,11 +17,20 @@ __all__ = ["merged", "summed"]
 def merged(
     terms: list[Correlation], geometry: Geometry, scale: float, free: tuple[Tensor, ...] = (), size: int = 0
 ) -> Tensor:
-    """Σ factor * correlate(left, right) * scale, in as few products as sharing a side allows.
+    """Σ factor * correlate(left, right) * scale, in W's layout, in as few products as sharing a side allows.
 
     Activation alignment's two terms share x: correlate(x, p − y). Information alignment's share y:
     correlate(T_B* y − x, y). Where one of ``free`` appears in a single term, the sum may take its place in memory.
     ``size``: of the result in numbers. What multiplies it multiplies the right side instead, where that is smaller.
+
+    Args:
+        terms: left sides [n, ..., i], right sides [n, ..., o], factors that are numbers or 0-dim; one or more.
+
+    >>> import torch
+    >>> from untied.geometry import DENSE
+    >>> x, p, y = torch.ones(5, 4), torch.ones(5, 3), torch.ones(5, 3)
+    >>> merged([Correlation(1.0, x, p), Correlation(-2.0, x, y)], DENSE, scale=1 / 5)[0]
+    tensor([-1., -1., -1., -1.])
     """
     sides = [side for t in terms for side in (t.left, t.right)]
     once = [t for t in free if sum(t is side for side in sides) == 1]
@@ -62,7 +71,16 @@ def _side(terms: list[tuple[Number, Tensor]], once: list[Tensor]) -> tuple[Numbe
 
 
 def summed(terms: list[tuple[Number, Tensor]], onto: Tensor | None = None) -> Tensor:
-    """Σ factor * tensor, a new tensor; or added to ``onto`` in place. One pass a term, less where a factor is 1."""
+    """Σ factor * tensor, a new tensor; or added to ``onto`` in place. One pass a term, less where a factor is 1.
+
+    Args:
+        terms: factors are numbers or 0-dim, tensors of one shape [...]; one or more where ``onto`` is None.
+        onto: [...] too.
+
+    >>> import torch
+    >>> summed([(2.0, torch.ones(2)), (0.5, torch.ones(2))])
+    tensor([2.5000, 2.5000])
+    """
     terms = list(terms)
     if onto is None:
         at = next((i for i, (f, _) in enumerate(terms) if not isinstance(f, Tensor) and f == 1), 0)

@@ -52,7 +52,11 @@ VANISHING = 1e-7
 
 @dataclass
 class Reach:
-    """Listens, and keeps which weights of each kernel are multiplied by something other than 0, by the kernel's id."""
+    """Listens, and keeps which weights of each kernel are multiplied by something other than 0.
+
+    Attributes:
+        seen: truth values in W's layout, by the kernel's id.
+    """
 
     seen: dict[int, Tensor] = field(default_factory=dict)
 
@@ -67,7 +71,7 @@ class Reach:
 
 @dataclass
 class Inputs:
-    """Listens, and keeps the norm of each layer's first input, by the layer's id, in the order of calls."""
+    """Listens, and keeps the norm of each layer's first input [n, ...], by the layer's id, in the order of calls."""
 
     norms: dict[int, float] = field(default_factory=dict)
 
@@ -83,7 +87,7 @@ class Inputs:
 
 @dataclass
 class Errors:
-    """Listens, and keeps each call with the error that comes back to it; by the id of the layer."""
+    """Listens, and keeps each call with the error g [n, ...] that comes back to its output; by the id of the layer."""
 
     seen: dict[int, list[Seen]] = field(default_factory=dict)
 
@@ -99,7 +103,7 @@ class Errors:
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """The angle between two tensors as vectors, in degrees, 0 to 180; NaN where one of them is zero.
+    """The angle between two tensors [...] of one size as vectors, in degrees, 0 to 180; NaN where one of them is zero.
 
     From the chord between the unit vectors, which stays exact at small angles where arccos of the cosine
     does not.
@@ -118,7 +122,15 @@ def angle(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """One layer's alignment. Angles in degrees; NaN where a vector is zero or the layer was not reached."""
+    """One layer's alignment. Angles in degrees; NaN where a vector is zero or the layer was not reached.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "fa", init="copy")
+    >>> row = measure(model, lambda: model(torch.randn(5, 4)).square().mean()).layers[""]
+    >>> row.weight_angle, row.norm_ratio
+    (0.0, 1.0)
+    """
 
     weight_angle: float
     projection_angle: float
@@ -132,7 +144,12 @@ class LayerAlignment:
 
 @dataclass(frozen=True)
 class AlignmentTable:
-    """`LayerAlignment` by layer name, and the gradient angle over all parameters of the network."""
+    """`LayerAlignment` by layer name, and the gradient angle over all parameters of the network. Print it.
+
+    >>> table = AlignmentTable({"fc": LayerAlignment(30.0, 31.0, 29.0, 12.0, 1.0, 30.0, 0.5, 1.1)}, 12.0)
+    >>> table.as_dict()["fc"]["weight_angle"]
+    30.0
+    """
 
     layers: dict[str, LayerAlignment]
     gradient_angle: float
@@ -161,6 +178,9 @@ def _shown(v: float, form: str) -> str:
 def weight_angles(model: nn.Module) -> dict[str, float]:
     """The angle between W and B of every untied layer, in degrees. Needs no data.
 
+    Raises:
+        UntiedError: nothing is converted.
+
     >>> import torch, untied
     >>> model = torch.nn.Linear(4, 3)
     >>> _ = untied.untie_(model, "fa", init="angle(30)")
@@ -177,6 +197,9 @@ def reached_angles(model: nn.Module, closure: Callable[[], object]) -> dict[str,
     Args:
         model: a converted model.
         closure: runs a forward pass on a batch; called once, without gradients, and leaves no trace in random numbers.
+
+    Raises:
+        UntiedError: nothing is converted.
 
     >>> import torch, untied
     >>> model = torch.nn.Linear(4, 3)
@@ -197,6 +220,9 @@ def reached_angles(model: nn.Module, closure: Callable[[], object]) -> dict[str,
 def norm_ratios(model: nn.Module) -> dict[str, float]:
     """‖B‖ / ‖W‖ of every untied layer.
 
+    Raises:
+        UntiedError: nothing is converted.
+
     >>> import torch, untied
     >>> model = torch.nn.Linear(4, 3)
     >>> _ = untied.untie_(model, "fa", init="copy")
@@ -212,9 +238,9 @@ def measure(model: nn.Module, closure: Callable[[], Tensor], targets: Tensor | N
 
     Args:
         model: a converted model.
-        closure: runs a forward pass of the model on a batch and returns the task loss; called twice, with
+        closure: runs a forward pass of the model on a batch and returns the task loss, 0-dim; called twice, with
             the same random numbers.
-        targets: for rules that send them, as `untied.record` takes them.
+        targets: [n, C] or classes [n], for rules that send them, as `untied.record` takes them.
 
     Raises:
         UntiedError: nothing is converted, or the loss does not depend on the model.
@@ -241,6 +267,12 @@ def measure(model: nn.Module, closure: Callable[[], Tensor], targets: Tensor | N
 
 def gradient_angle(model: nn.Module, closure: Callable[[], Tensor], targets: Tensor | None = None) -> float:
     """The gradient angle of the whole network alone, in degrees: `measure` without the layers, at half its cost.
+
+    Args:
+        model, closure, targets: as `measure` has them: the closure's loss is 0-dim, targets are [n, C] or classes [n].
+
+    Raises:
+        UntiedError: nothing is converted, or the loss does not depend on the model.
 
     >>> import torch, untied
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))

@@ -108,7 +108,11 @@ class MirroredKolenPollack(Rule):
         }
 
     def settle(self, visit: Visit) -> None:
-        """B takes what W has been moved by since."""
+        """B takes what W has been moved by since.
+
+        Raises:
+            UntiedError: B is parametrized.
+        """
         if not isinstance(visit.beside["backward_weight"], nn.Parameter):
             raise UntiedError(
                 f"layer {visit.name}: {self.name} moves B itself, and a parametrization makes B anew at each call: "
@@ -125,7 +129,11 @@ class MirroredKolenPollack(Rule):
             self.evaluate(visit)
 
     def is_due(self, visit: Visit) -> bool:
-        """Whether the mirror is evaluated now."""
+        """Whether the mirror is evaluated now.
+
+        Raises:
+            UntiedError: the rule has ``every``, and no step is given.
+        """
         if self.every > 1:
             if visit.step is None:
                 raise UntiedError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -141,5 +140,4 @@ def named(name: str, **options: Any) -> Rule:
             raise UntiedError(f"{name} has no option {given!r}: possible are {', '.join(possible) or 'none'}")
     if "self" in options:
         options["self_"] = options.pop("self")
-    make: Callable[..., Rule] = kind
-    return SignSymmetry.called(name) if kind is SignSymmetry else make(**options)
+    return kind.called(name, **options)

@@ -21,6 +21,13 @@ def rebase(module: nn.Module, base: type[nn.Module]) -> None:
     """Make a module one of class ``base``, with its parametrizations.
 
     Copies of a module share its parametrized class, so a new one is made rather than this one changed.
+
+    >>> class Mine(nn.Linear):
+    ...     pass
+    >>> module = nn.Linear(4, 3)
+    >>> rebase(module, Mine)
+    >>> type(module).__name__
+    'Mine'
     """
     if is_parametrized(module):
         kept = {n: v for n, v in vars(type(module)).items() if n not in ("__dict__", "__weakref__", "__doc__")}
@@ -29,13 +36,24 @@ def rebase(module: nn.Module, base: type[nn.Module]) -> None:
 
 
 def identity(module: nn.Module, weight: str) -> int | tuple[int, str]:
-    """What tells a kernel from others: a parameter's id, which modules may share; else whose kernel it is."""
+    """What tells a kernel from others: a parameter's id, which modules may share; else whose kernel it is.
+
+    >>> one, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    >>> other.weight = one.weight
+    >>> identity(one, "weight") == identity(other, "weight")
+    True
+    """
     own = module._parameters.get(weight)
     return (id(module), weight) if own is None else id(own)
 
 
 def leaves(module: nn.Module, weight: str) -> list[nn.Parameter]:
-    """The parameters that a kernel is made of; itself, as a rule."""
+    """The parameters that a kernel is made of; itself, as a rule.
+
+    >>> module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    >>> [tuple(p.shape) for p in leaves(module, "weight")]
+    [(3, 1), (3, 4)]
+    """
     if is_parametrized(module, weight):
         return list(module.parametrizations[weight].parameters())  # type: ignore[index, union-attr]
     own = module._parameters.get(weight)
@@ -43,7 +61,13 @@ def leaves(module: nn.Module, weight: str) -> list[nn.Parameter]:
 
 
 def read_kernel(module: nn.Module, weight: str) -> Tensor:
-    """A kernel as it is now, without a step of what its parametrization estimates in training (spectral norm)."""
+    """A kernel as it is now, in W's layout, without a step of what its parametrization estimates in training (spectral
+    norm).
+
+    >>> module = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+    >>> bool((read_kernel(module, "weight") == read_kernel(module, "weight")).all())
+    True
+    """
     with _resting(module):
         return getattr(module, weight)  # type: ignore[no-any-return]
 
@@ -68,7 +92,15 @@ def _resting(module: nn.Module) -> Iterator[None]:
 
 
 def remove_backward(module: nn.Module, name: str) -> None:
-    """Take a backward weight or magnitude away, parametrized or not."""
+    """Take a backward weight or magnitude away, parametrized or not.
+
+    >>> import untied
+    >>> module = nn.Linear(4, 3)
+    >>> _ = untied.untie_(module, "fa")
+    >>> remove_backward(module, "backward_weight")
+    >>> [name for name, _ in module.named_parameters()]
+    ['weight', 'bias']
+    """
     if not is_parametrized(module, name):
         if name in module._parameters or name in module._buffers:
             delattr(module, name)

@@ -19,7 +19,12 @@ ROUNDING = 1e-12
 
 
 def evaluate(c: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """The polynomial c [J, K] at points w and b, both of one shape, which the result has."""
+    """The polynomial c [J, K] at points w and b, both of one shape, which the result has.
+
+    >>> import torch
+    >>> evaluate(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor(3.0), torch.tensor(4.0))  # 1 + 2 w b
+    tensor(25.)
+    """
     j, k = (torch.arange(size, dtype=c.dtype) for size in c.shape)
     return torch.einsum("...j,jk,...k->...", w.unsqueeze(-1) ** j, c, b.unsqueeze(-1) ** k)
 
@@ -28,6 +33,11 @@ def interpolate(f: Callable[[Tensor, Tensor], Tensor], degree: int = 5) -> Tenso
     """The coefficients [degree + 1, degree + 1] of f(w, b), float64; None if f is no polynomial of that degree in each.
 
     From its values at Chebyshev points, checked at others.
+
+    >>> interpolate(lambda w, b: 1 + 2 * w * b, degree=1).round(decimals=9).tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
+    >>> interpolate(lambda w, b: w.abs()) is None
+    True
     """
     nodes = torch.cos(math.pi * (torch.arange(degree + 1, dtype=torch.float64) + 0.5) / (degree + 1))
     powers = nodes.unsqueeze(-1) ** torch.arange(degree + 1, dtype=torch.float64)
@@ -45,6 +55,12 @@ def common_zeros(P: Tensor, Q: Tensor) -> list[tuple[float, float]] | None:
 
     The resultant of P and Q in b is a polynomial in w that vanishes exactly where they have a common zero b. It is
     found from its values on the unit circle, its roots are eigenvalues of its companion matrix.
+
+    >>> import torch
+    >>> w_and_b = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)  # w + b
+    >>> w_less_b = torch.tensor([[-2.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # w − b − 2
+    >>> [(round(w, 6), round(b, 6)) for w, b in common_zeros(w_and_b, w_less_b)]
+    [(1.0, -1.0)]
     """
     size = _scale(P, Q)
     P, Q = _rescaled(P, size), _rescaled(Q, size)

@@ -20,12 +20,22 @@ __all__ = ["Mark", "Port", "Source", "example_of"]
 
 
 def example_of(x: torch.Size, geometry: Geometry) -> torch.Size:
-    """The shape of one example."""
+    """The shape of one example of x [n, ..., i] or [n, i, *space]: [i] or [i, *space].
+
+    >>> from untied.geometry import DENSE
+    >>> example_of(torch.Size((5, 7, 4)), DENSE)
+    torch.Size([4])
+    """
     return x[-1 - geometry.dims :] if geometry.positional else x[-1:]  # type: ignore[attr-defined]
 
 
 class Mark(torch.autograd.Function):
-    """A place in the graph at which an error may enter: of x's shape, and without memory."""
+    """A place in the graph at which an error may enter: of x's shape, and without memory.
+
+    >>> x = torch.randn(5, 4, requires_grad=True)
+    >>> Mark.apply(x).shape, Mark.apply(x).untyped_storage().nbytes()
+    (torch.Size([5, 4]), 4)
+    """
 
     generate_vmap_rule = True
 
@@ -50,6 +60,11 @@ class Port:
         kernel, signal: of its route. geometry, name: of the layer. copies: how much of its pseudogradient B takes.
         x, y: their shapes. learns: whether B takes any.
         batch_first: whether x has the batch first, whatever the network has.
+
+    >>> from untied.geometry import DENSE
+    >>> port = Port(None, "error", DENSE, "fc", torch.Size((5, 4)), torch.Size((5, 8)), 0.0, False)
+    >>> port.error(torch.ones(5, 3), torch.ones(3, 4))[0]
+    tensor([3., 3., 3., 3.])
     """
 
     kernel: str | None
@@ -68,6 +83,9 @@ class Port:
         Args:
             e: the shape of the source's output. B: the kernel. source: its name. by: its geometry.
             second: the name of a module with ``batch_first=False``, if the network has one.
+
+        Raises:
+            UntiedError: B has another number of outputs than e, or e's positions are not those of the layer.
         """
         C, x, given = B.shape[0], self.x, tuple(e)
         e = _laid(e, self.geometry, by)
@@ -177,6 +195,13 @@ class Source(torch.autograd.Function):
     """The identity on the source's output, whose backward pass sends e to every port.
 
     tensors: the marks, the kernels, and the inputs where B learns (None elsewhere), in the ports' order.
+
+    >>> from untied.geometry import DENSE
+    >>> x, y = torch.randn(5, 4, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    >>> port = Port(None, "error", DENSE, "fc", x.shape, torch.Size((5, 8)), 0.0, False)
+    >>> Source.apply(y, None, (port,), DENSE, Mark.apply(x), torch.ones(3, 4), None).sum().backward()
+    >>> x.grad[0]
+    tensor([3., 3., 3., 3.])
     """
 
     generate_vmap_rule = True

@@ -51,7 +51,12 @@ Number = float | Tensor
 
 @dataclass(frozen=True)
 class Correlation:
-    """The gradient ``factor * correlate(left, right)``, not yet computed."""
+    """The gradient ``factor * correlate(left, right)``, not yet computed: left [n, ..., i], right [n, ..., o].
+
+    >>> import torch
+    >>> Correlation(-1.0, torch.ones(5, 4), torch.ones(5, 3)).factor
+    -1.0
+    """
 
     factor: float | Tensor
     left: Tensor
@@ -60,7 +65,12 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Multiple:
-    """The gradient ``factor * tensor``, not yet multiplied: it adds to others in one pass."""
+    """The gradient ``factor * tensor``, not yet multiplied: it adds to others in one pass.
+
+    >>> import torch
+    >>> Multiple(-1.0, torch.ones(3, 4)).tensor.shape
+    torch.Size([3, 4])
+    """
 
     factor: float
     tensor: Tensor

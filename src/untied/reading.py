@@ -26,13 +26,24 @@ _TOKEN = re.compile(
 
 @dataclass
 class Token:
+    """A word of a text, and where it starts.
+
+    >>> Token("number", "0.5", 0).text
+    '0.5'
+    """
+
     kind: str
     text: str
     start: int
 
 
 class Reader:
-    """A text as tokens, with a place in it; reads numbers, schedules and coefficients."""
+    """A text as tokens, with a place in it; reads numbers, schedules and coefficients.
+
+    >>> reader = Reader("1/8 * sa", "rule")
+    >>> reader.number(), reader.take("*"), reader.next.text
+    (0.125, True, 'sa')
+    """
 
     def __init__(self, text: str, what: str) -> None:
         self.text = text
@@ -54,7 +65,11 @@ class Reader:
         self.at = 0
 
     def fail(self, token: Token, way_out: str) -> NoReturn:
-        """One line that marks the place: ``'amp + >>>amq<<<'``."""
+        """One line that marks the place: ``'amp + >>>amq<<<'``.
+
+        Raises:
+            UntiedError: always, with that line.
+        """
         found = "the end" if token.kind == "end" else repr(token.text)
         marked = f"{self.text[: token.start]}>>>{token.text}<<<{self.text[token.start + len(token.text) :]}"
         raise UntiedError(

@@ -33,20 +33,22 @@ def record(
 ) -> Iterator[Tape]:
     """Record a training forward pass, for R.
 
-    ::
-
-        with untied.record(model) as tape:
-            task = cross_entropy(model(images), labels)
-        (task + tape.penalty()).backward()
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "ia")
+    >>> images, labels = torch.randn(5, 4), torch.randint(3, (5,))
+    >>> with untied.record(model) as tape:
+    ...     task = torch.nn.functional.cross_entropy(model(images), labels)
+    >>> (task + tape.penalty()).backward()
 
     Stop early by ``task``, not by the sum: R has no lower bound under some rules. For the same reason an optimizer that
     minimises a loss by line search, such as LBFGS, is none for B.
 
-    A phase that aligns alone, a mirror phase, needs no autograd through the network::
+    A phase that aligns alone, a mirror phase, needs no autograd through the network:
 
-        with untied.record(model) as tape, torch.no_grad():
-            model(inputs)
-        tape.penalty().backward()
+    >>> with untied.record(model) as tape, torch.no_grad():
+    ...     _ = model(images)
+    >>> tape.penalty().backward()
 
     `DistributedDataParallel` averages gradients only after a forward pass with autograd: leave ``no_grad`` out there
     and write ``(0 * task + tape.penalty()).backward()``, or average B's gradients oneself.
@@ -106,6 +108,16 @@ def visit(layers: Mapping[str, Untied], step: int | None, align: bool) -> None:
 def listening(layers: Mapping[str, Untied], listener: Listener, alone: bool = False) -> Iterator[None]:
     """Let somebody hear of every call of these layers, beside whoever listens already, or ``alone``: a pass that only
     measures is no part of what others record.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "fa")
+    >>> class Watching:
+    ...     def note(self, call):
+    ...         print(tuple(call.y.shape))
+    >>> with listening(untied.layers.untied_layers(model), Watching()):
+    ...     _ = model(torch.randn(5, 4))
+    (5, 3)
     """
     before = {name: layer.listeners for name, layer in layers.items()}
     for layer in layers.values():

@@ -91,7 +91,13 @@ REVERSED: dict[type[nn.Module], Reverse] = {
 
 
 def reverse(block: nn.Module, x: Tensor, y: Tensor) -> nn.Module | None:
-    """A feedback network from y's shape to x's, for a block that takes x to y. It has the block's type and device."""
+    """A feedback network from y's shape to x's, for a block that takes x to y. It has the block's type and device.
+
+    >>> block = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    >>> x = torch.randn(5, 4)
+    >>> print(described(reverse(block, x, block(x))))
+    Tanh, Linear(16)
+    """
     made = REVERSED.get(type(block), by_shape)(block, x, y)
     return None if made is None else made.to(y.device, y.dtype)
 
@@ -105,6 +111,10 @@ def cut(model: nn.Module, x: Tensor) -> list[nn.Module]:
 
     Raises:
         UntiedError: running the parts one after the other is not the network; or there are fewer than two blocks.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    >>> [described(block) for block in cut(model, torch.randn(5, 4))]
+    ['Linear(40), Tanh', 'Linear(27)']
     """
     parts = [p for child in model.children() for p in (child.children() if _holds_blocks(child, model) else [child])]
     blocks: list[list[nn.Module]] = []
@@ -154,6 +164,9 @@ def _differs(model: nn.Module, blocks: list[nn.Module], x: Tensor) -> str:
 def many_to_one(block: nn.Module, y: Tensor) -> str:
     """What in a block gives one value for many, "" if nothing was seen: ReLU by type, and whatever leaves more than a
     tenth of the outputs at its smallest or largest value.
+
+    >>> many_to_one(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(5, 3))
+    'ReLU'
     """
     known = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.Hardshrink, nn.Softshrink)
     for module in block.modules():
@@ -164,7 +177,14 @@ def many_to_one(block: nn.Module, y: Tensor) -> str:
 
 
 class quiet:
-    """Batch normalisation keeps its running statistics as they are: noise is no data."""
+    """Batch normalisation keeps its running statistics as they are: noise is no data.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with quiet(norm):
+    ...     _ = norm(torch.ones(5, 2))
+    >>> norm.running_mean
+    tensor([0., 0.])
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -38,6 +38,11 @@ class Place:
         geometry: how the layer uses W. name: of the layer, for errors.
         outputs: features of the network's output, where a route needs them; else None.
         moves: whether W learns.
+
+    >>> import torch
+    >>> W = torch.randn(3, 4)
+    >>> Through().beside(Place(W, lambda: 2 * W), learns=False)["backward_weight"].shape
+    torch.Size([3, 4])
     """
 
     W: Tensor
@@ -57,6 +62,11 @@ class Use:
         beside: what stands beside W. geometry: how the layer uses W.
             B is None where the route takes its kernels from there.
         layer: whose kernel it is, for its collector and its name. part: the rows of W that are used; None for all.
+
+    >>> import torch
+    >>> x, W, B = torch.ones(5, 4), torch.ones(3, 4), torch.zeros(3, 4)
+    >>> Through().send(Use(x, W, B, None, DENSE, {"backward_weight": B}, None), copies=0.0)[0]
+    tensor([4., 4., 4.])
     """
 
     x: Tensor
@@ -190,6 +200,11 @@ class Product(Route):
             raise UntiedError(f"oja={self.oja!r} is not possible: give a finite number from 0")
 
     def beside(self, at: Place, learns: bool) -> dict[str, Tensor | None]:
+        """R in W's layout with ``middle`` in place of its outputs, and P [groups, outputs, middle].
+
+        Raises:
+            UntiedError: ``rank`` is above the layer's number of outputs, or the layer type does not say how many.
+        """
         rows = at.geometry.rows(at.draw())
         groups, outputs, _ = rows.shape
         middle = self.rank or max(1, round(self.expand * outputs))
@@ -221,6 +236,11 @@ class Product(Route):
         return geometry.from_rows(rows, W.shape)
 
     def send(self, use: Use, copies: float) -> Tensor:
+        """The layer's output [n, ...], whose errors pass P and then R.
+
+        Raises:
+            UntiedError: P moves by Oja's rule, and it is float16, or a layer uses some of its outputs alone.
+        """
         P, (R,) = use.beside["backward_factor"], cast_for_autocast(use.beside["backward_weight"])
         turns = bool(self.oja) and torch.is_grad_enabled() and P.requires_grad
         if turns and use.W.dtype == torch.float16:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,11 @@ class Visit:
         W: the forward weight. beside: what stands beside it, by the rule's ``keeps``.
         geometry: how the layer uses W. name: of the layer, for errors.
         step: number of the training step, or None. align: whether it is measured too in this pass.
+
+    >>> import torch
+    >>> W = torch.randn(3, 4)
+    >>> Visit(W, {"backward_weight": 2 * W}, DENSE, "fc", step=10).step
+    10
     """
 
     W: Tensor
@@ -45,6 +50,7 @@ class Rule:
         motion: what moves B: "transport" (a function of W), "alignment" (R), "estimate" (measurements of W).
         local: whether the rule meets both of the paper's locality criteria (section 3.1).
         combination: of primitives, that moves B; empty where none does.
+        combines: whether the combination is all that moves B, so that rules add and `untied.dynamics` covers them.
         aligns: whether there is an R to descend, so that `untied.record` is needed in training.
         needs_data: whether R sees activity.
         copies: how much of W's pseudogradient goes to B's gradient too (`copy`, Kolen-Pollack).
@@ -67,6 +73,7 @@ class Rule:
     local: bool
     route: Route = THROUGH
     combination: Combination = Combination({})
+    combines: ClassVar[bool] = False
     aligns: bool = False
     copies: float = 0.0
     fraction: float = 1.0
@@ -79,6 +86,12 @@ class Rule:
     def possible(cls) -> list[str]:
         """What can be written in the brackets after its short name."""
         return []
+
+    @classmethod
+    def called(cls, name: str, **options: Any) -> Rule:
+        """The one with this short name, where a class has several; with these options, which `possible` names."""
+        make: Callable[..., Rule] = cls
+        return make(**options)
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -175,9 +188,19 @@ class Rule:
         """B is about to be looked at: what follows from W alone is brought up to date."""
 
     def __mul__(self, factor: Any) -> Rule:
+        """The rule whose coefficients are multiplied, where there are any.
+
+        Raises:
+            UntiedError: there are none.
+        """
         raise UntiedError(f"{self} has no coefficients: it cannot be multiplied")
 
     def __add__(self, other: Any) -> Rule:
+        """The rule whose coefficients are the sums of both, where both have some.
+
+        Raises:
+            UntiedError: this rule has none.
+        """
         raise UntiedError(f"{self} has no coefficients: only alignment rules and primitives add")
 
     def __repr__(self) -> str:

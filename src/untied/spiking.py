@@ -141,6 +141,12 @@ class Windows:
         drive: [n, units], z: the highest drive without the window's own resets. Where it is θ or more, it has spiked.
         trace: [n, units], S: the unit's effect on what follows, its mean over the window less its value before.
         spikes: [n, units], how many. neurons: threshold, bandwidth and length of the windows.
+
+    >>> import torch
+    >>> from untied.spiking import Neurons, Windows
+    >>> drive, spikes = torch.rand(200, 3) * 2, torch.ones(200, 3)
+    >>> Windows(drive, torch.rand(200, 3), spikes, Neurons(window=50.0)).rate
+    tensor([20., 20., 20.])
     """
 
     drive: Tensor
@@ -195,6 +201,11 @@ class Estimate:
 
     Attributes:
         weight: Ŵ in W's layout. error: its standard error, synapse by synapse. rate: [units] of a patch, in Hz.
+
+    >>> import torch
+    >>> from untied.spiking import Estimate
+    >>> round(Estimate(torch.full((1, 2), 2.0), torch.ones(1, 2), torch.zeros(2)).variance, 3)  # 2 / (8 − 2)
+    0.333
     """
 
     weight: Tensor

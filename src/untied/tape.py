@@ -39,7 +39,12 @@ scale."""
 
 @dataclass
 class Connection:
-    """One backward kernel and what its layer's calls have left for it."""
+    """One backward kernel and what its layer's calls have left for it.
+
+    Attributes:
+        kernels: W and B, whole; B in W's layout but on the routes that give it another. part: the rows of them in use.
+        calls: (R, 0-dim; dR/dB, B's shape; dR/dW, W's shape, or None) of each call.
+    """
 
     layer: Layer
     rule: Alignment
@@ -50,7 +55,7 @@ class Connection:
     pending: list[Pending] = field(default_factory=list)
 
     def targets(self) -> tuple[Tensor, Tensor]:
-        """W and B, or their part. Cut out where R is asked for, since the forward pass may be without autograd."""
+        """W and B in W's layout, or rows of both. Cut out where R is asked for: forward passes may have no autograd."""
         W, B = self.kernels
         return (W, B) if self.part is None else (W[self.part], B[self.part])
 
@@ -62,6 +67,11 @@ class Tape:
         progress: of training, 0 to 1, for coefficients that are functions of it; or None.
         step: number of the training step, for rules with ``every``; or None.
         align: whether rules are evaluated, or all rest.
+        place: 0-dim, where in the batch a ``fraction`` begins, 0 to 1.
+        values: R of each layer by name, 0-dim each, once R was asked for.
+
+    Raises:
+        UntiedError: a rule has ``every``, and no step is given.
 
     >>> import torch, untied
     >>> model = torch.nn.Linear(4, 3)
@@ -109,7 +119,11 @@ class Tape:
                 self.coefficients[id(rule)] = cast(Alignment, rule).coefficients(progress)
 
     def note(self, call: Call) -> None:
-        """What a layer says of one of its calls."""
+        """What a layer says of one of its calls: x [n, ...], y [n, ...], W and B in W's layout; see `Call`.
+
+        Raises:
+            UntiedError: R was asked for already, or it is ``torch.inference_mode()``.
+        """
         layer, kernels, part = call.layer, call.kernels, call.part
         self.called.append(layer)
         rule = layer.rule
@@ -155,7 +169,8 @@ class Tape:
                         heard[3] = n
 
     def signals(self, rule: Alignment, call: Call) -> tuple[Signals, float]:
-        """What the rule sees of this call, and the factor that makes a sum over it a mean over the batch."""
+        """What the rule sees of this call, x and y [n, ...] or a window of them, [k, ...]; and the factor that makes a
+        sum over it a mean over the batch."""
         x, y, bias, geometry = call.x, call.y, call.bias, call.geometry
         n = geometry.batch_size(x)
         if n is None:
@@ -173,8 +188,8 @@ class Tape:
         return Signals(x, W, B, geometry, rule.operations, bias, y), scale
 
     def window(self, x: Tensor, n: int, k: int) -> Tensor:
-        """``k`` neighbouring examples of n. Where k divides n, one of the n / k blocks, a view of x; else from any
-        place, the first following the last."""
+        """``k`` neighbouring examples of x [n, ...]: [k, ...]. Where k divides n, one of the n / k blocks, a view of x;
+        else from any place, the first following the last."""
         blocks = n % k == 0
         if torch.compiler.is_compiling():  # the place must not be a constant of the graph
             place, rows = self.place_there.to(x.device), torch.arange(k, device=x.device)
@@ -234,12 +249,17 @@ class Tape:
         return LossTerm.apply(R, len(targets), *targets, *gradients)  # type: ignore[no-any-return]
 
     def penalties(self) -> dict[str, float]:
-        """R of each layer by name, as numbers, for logging. As `penalty`, it ends the recording."""
+        """R of each layer by name, as numbers, for logging. As `penalty`, it ends the recording.
+
+        Raises:
+            UntiedError: no converted layer was called in this recording.
+        """
         self._handed_over()
         return {name: float(v) for name, v in self.values.items()}
 
     def terms(self, key: Key, connection: Connection) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(value, kernel, gradient) for B, and for W where R moves it. Takes what the calls have left."""
+        """(value, 0-dim; kernel; gradient, of its shape) for B, and for W where R moves it. Takes what the calls have
+        left."""
         rule, (W, B) = connection.rule, connection.targets()
         with torch.no_grad():
             for x, W_, B_, bias, geometry, scale in connection.pending:
@@ -261,7 +281,11 @@ class Tape:
         return [(R, B, dB)] if dW is None else [(R, B, dB), (zero, W, dW)]
 
     def audit(self) -> None:
-        """Refuse to go on if no converted layer was called: then there is no R. See `untied.audit` for the rest."""
+        """Refuse to go on if no converted layer was called: then there is no R. See `untied.audit` for the rest.
+
+        Raises:
+            UntiedError: none was.
+        """
         if self.layers and not self.called:
             shown = ", ".join(list(self.layers)[:5]) + (f" and {n} more" if (n := len(self.layers) - 5) > 0 else "")
             raise UntiedError(
@@ -270,7 +294,7 @@ class Tape:
 
 
 def added(calls: list[Terms], mean: bool) -> Terms:
-    """The terms of several calls as those of one: their sum or mean, in place of the first."""
+    """The terms of several calls, (R 0-dim, dR/dB, dR/dW), as those of one: sum or mean, in place of the first."""
     R, dB, dW = calls[0]
     for value, in_B, in_W in calls[1:]:
         R, dB = R + value, dB.add_(in_B)

@@ -47,6 +47,10 @@ class Kind:
         gradient_at_last: whether the last hidden block gets a gradient step for a target.
         direct: whether feedback comes straight from the output.
         inverts: whether it asks for blocks that can be inverted.
+
+    >>> from untied.targets import KINDS
+    >>> KINDS["tp"].title, KINDS["tp"].difference
+    ('target propagation', False)
     """
 
     title: str

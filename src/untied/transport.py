@@ -22,7 +22,7 @@ __all__ = ["FEEDBACK", "Backpropagation", "Feedback", "SignSymmetry", "Transport
 
 
 class Transport(Rule):
-    """B is computed from W whenever it is needed; nothing is trained. Not local: it reads the forward weights.
+    """B is computed from W whenever it is needed, in W's layout; nothing is trained. Not local: it reads W.
 
     >>> class Halved(Transport):
     ...     name = "halved"
@@ -69,11 +69,11 @@ class Transport(Rule):
             return self.backward_weight(W, beside["backward_magnitude"]).detach()
 
     def magnitude(self, W: Tensor) -> Tensor | None:
-        """What has to be remembered from the moment of conversion: a buffer beside W, or None."""
+        """What has to be remembered from the moment of conversion: a buffer, 0-dim or in W's layout; or None."""
         return None
 
     def backward_weight(self, W: Tensor, magnitude: Tensor | None) -> Tensor:
-        """B for this step, in W's layout."""
+        """B for this step, in W's layout, of W and of what `magnitude` gave."""
         raise NotImplementedError(f"{type(self).__name__}.backward_weight")
 
     def __str__(self) -> str:
@@ -81,8 +81,8 @@ class Transport(Rule):
 
 
 class Backpropagation(Transport):
-    """B = W: instantaneous weight transport, the reference for every other rule. It is PyTorch's own backward pass,
-    gradients of gradients included.
+    """B = W, the same tensor: instantaneous weight transport, the reference for every other rule. It is PyTorch's own
+    backward pass, gradients of gradients included.
 
     >>> Backpropagation()
     bp
@@ -101,9 +101,9 @@ class SignSymmetry(Transport):
     """B = sign(W) * magnitude (Liao et al. 2016; Moskovitz et al. 2018; Xiao et al. 2019).
 
     Args:
-        magnitude: "uniform" (uSF), one number for a layer; "fixed" (frSF), |N(0, s²)| drawn once; "redrawn"
-            (brSF), |N(0, s²)| drawn anew at every forward pass. The scale s, and uSF's number, is the
-            standard deviation of W when the layer was converted.
+        magnitude: "uniform" (uSF), one number for a layer, kept 0-dim; "fixed" (frSF), |N(0, s²)| in W's layout, drawn
+            once; "redrawn" (brSF), |N(0, s²)| in W's layout, drawn anew at every forward pass. The scale s, kept 0-dim,
+            and uSF's number, is the standard deviation of W when the layer was converted.
 
     Raises:
         UntiedError: another magnitude.
@@ -129,8 +129,7 @@ class SignSymmetry(Transport):
         return f"sign symmetry, {'fixed random' if self.kind == 'fixed' else self.kind}"
 
     @classmethod
-    def called(cls, name: str) -> SignSymmetry:
-        """The one with this short name."""
+    def called(cls, name: str, **options: Any) -> SignSymmetry:
         return cls({short: kind for kind, short in cls.MAGNITUDES.items()}[name])
 
     def magnitude(self, W: Tensor) -> Tensor:
@@ -146,7 +145,7 @@ class SignSymmetry(Transport):
 
 @dataclass(frozen=True)
 class Feedback:
-    """A common function of W, with its one number: what `transport(...)` says in text.
+    """A common function of W, with its one number: what `transport(...)` says in text. It gives B of W's shape.
 
     Attributes:
         name: in the text form. parameter: what its number is called, or "" for none. value: the number.
@@ -169,7 +168,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of `FEEDBACK`: the function, the name of its number, and what that may be."""
+    """A row of `FEEDBACK`: the function, from W to B of its shape, the name of its number, and what that may be."""
 
     apply: Callable[[Tensor, Any], Tensor]
     about: str
@@ -225,7 +224,7 @@ FEEDBACK: dict[str, Kind] = {
 
 
 class Transported(Transport):
-    """B = f(W), f being any function: quantised, masked, low-rank or noisy feedback, as hardware has it.
+    """B = f(W), f any function that keeps W's shape: quantised, masked, low-rank or noisy feedback, as hardware has it.
 
     Args:
         function: see `Transport.of`; or the name of one of `FEEDBACK`. value: its number, where it has one.
@@ -260,6 +259,11 @@ class Transported(Transport):
         return Feedback(name, float(value))
 
     def beside(self, at: Place) -> dict[str, Tensor | None]:
+        """What `magnitude` gives of W: here nothing, so that no buffer of any shape stands beside it.
+
+        Raises:
+            UntiedError: a low rank that is no lower than W's.
+        """
         f, most = self.function, min(at.W.shape[0], at.W[0].numel())
         if isinstance(f, Feedback) and f.name == "lowrank" and f.value is not None and f.value >= most:
             raise UntiedError(
@@ -269,6 +273,11 @@ class Transported(Transport):
         return super().beside(at)
 
     def backward_weight(self, W: Tensor, magnitude: Tensor | None) -> Tensor:
+        """f(W), in W's layout and type.
+
+        Raises:
+            UntiedError: the function made something of another shape.
+        """
         B = self.function(W.detach())
         if not isinstance(B, Tensor) or B.shape != W.shape:
             got = tuple(B.shape) if isinstance(B, Tensor) else type(B).__name__

@@ -41,6 +41,9 @@ class Finding:
         gradient: "backprop's", "zero" (both to rounding), "none", or "its own"; "B" for a backward weight, "B, unused"
             where the batch did not pass its layer; "B, idle" where no error comes, under backpropagation neither.
         notes: what is wrong with it; empty where nothing is.
+
+    >>> Finding("fc.backward_weight", "fc", "B", ("is frozen, though its rule moves it",)).gradient
+    'B'
     """
 
     name: str
@@ -56,6 +59,9 @@ class Verification:
     Attributes:
         findings: a row for each parameter.
         problems: what makes the verdict; empty where all is well.
+
+    >>> Verification((), ("fc.backward_weight is in no optimizer",)).verdict
+    'not verified: fc.backward_weight is in no optimizer'
     """
 
     findings: tuple[Finding, ...]
@@ -97,12 +103,12 @@ def verify(
     random numbers stay as they were. It costs six passes, eight where a rule broadcasts, and the memory of the copy and
     of six gradients.
 
-    ::
-
-        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-        untied.untie_(model, "sa")
-        x, labels = torch.randn(16, 4), torch.randint(3, (16,))
-        print(untied.verify(model, lambda m: nn.functional.cross_entropy(m(x), labels)))
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "sa")
+    >>> x, labels = torch.randn(16, 4), torch.randint(3, (16,))
+    >>> print(untied.verify(model, lambda m: torch.nn.functional.cross_entropy(m(x), labels)).verdict)
+    verified: errors go through B alone, and what should move B does
 
     Args:
         model: converted.

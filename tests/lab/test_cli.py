@@ -180,7 +180,9 @@ def test_version_help_and_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     for text in (
         *untied.rules.NAMED,
-        *untied.primitives.PRIMITIVES,
+        *untied.primitives.KNOWN,
+        *(f"transport({name}" for name in untied.rules.FEEDBACK),
+        untied.primitives.copy.formula,
         "½‖B‖²",
         "1.67",
         "fraction",

@@ -19,15 +19,27 @@ Given = Rule | Combination | Primitive | str
 
 
 def double(given: Tensor | float) -> Tensor:
+    """A number, or a tensor [...], in float64 and without a graph.
+
+    >>> double(2)
+    tensor(2., dtype=torch.float64)
+    """
     return torch.as_tensor(given, dtype=torch.float64).detach()
 
 
 def covered(given: Given, operations: tuple[str, ...]) -> Alignment:
-    """The rule, if it has dynamics and its operations are among these."""
+    """The rule, if it has dynamics and its operations are among these.
+
+    Raises:
+        UntiedError: R does not move its B; B is not in W's layout; or another operation is on.
+
+    >>> covered("wm", ())
+    wm
+    """
     rule = as_rule(given)
-    if rule.motion != "alignment":
+    if not rule.combines:
         raise UntiedError(
-            f"{rule} computes B from W at every step: it has no dynamics; give an alignment rule, such as wm"
+            f"{rule} computes B from W, or from measurements of W: it has no dynamics; give an alignment rule, as wm is"
         )
     if not rule.route.like_weight:
         raise UntiedError(

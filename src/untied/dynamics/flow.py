@@ -38,6 +38,9 @@ class FixedPoint:
         w, b: where.
         eigenvalues: of minus the Jacobian there (real parts), the one along (1, 1) first: positive ones decay.
         kind: "stable", "saddle" or "unstable"; "neutral" where the lowest order of the flow does not decide.
+
+    >>> [point.kind for point in scalar("ia(amp=2)").fixed_points]
+    ['stable', 'saddle', 'stable']
     """
 
     w: float
@@ -54,6 +57,12 @@ class ScalarDynamics:
         rule: as given.
         x: the layer's input, or its root mean square.
         note: what of the rule is not in the flow; empty if nothing.
+
+    >>> found = scalar("sa")
+    >>> found.flow(1.0, 0.0)
+    (tensor(-1., dtype=torch.float64), tensor(1., dtype=torch.float64))
+    >>> found.eigenvalues
+    (0.0, 2.0)
     """
 
     rule: Alignment

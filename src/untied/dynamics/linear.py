@@ -33,6 +33,11 @@ class LayerDynamics:
 
     Attributes:
         W: [o, ...] as given, float64. rates, drive: [o, i]. U: [o, o]. V: [i, i], orthogonal.
+
+    >>> import torch
+    >>> found = layer("wm(decay=2)", torch.ones(3, 4), torch.eye(4))
+    >>> found.fixed_point[0]
+    tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
 
     W: Tensor

@@ -219,8 +219,10 @@ def prepared(config: DiagnoseConfig) -> tuple[nn.Module, Dataset, Alignment, Dia
         )
     config = replace(config, rule=config.rule or "wm")
     rule, backward = parse_entry(str(config.rule), config.backward)
-    if rule.motion != "alignment" or not rule.route.like_weight:
-        raise UntiedError(f"{rule} computes B from W at every step: there is nothing to diagnose; try wm")
+    if not rule.combines:
+        raise UntiedError(f"{rule} computes B from W, or from measurements of W: there is nothing to diagnose; try wm")
+    if not rule.route.like_weight:
+        raise UntiedError(f"{rule} has a B in another layout than W's: there is no angle to diagnose; try wm")
     if rule.copies_gradient:
         raise UntiedError(
             f"{rule} also takes W's pseudogradient, which is the task's: R alone says nothing of where B goes"

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from untied.algebra import OPTIONS
@@ -14,8 +15,8 @@ from untied.lab import models, own, tasks
 from untied.lab.config import PRESETS, TUNED
 from untied.lab.data.config import DataName
 from untied.lab.signs import FROZEN
-from untied.primitives import PRIMITIVES
-from untied.rules import NAMED, taxonomy
+from untied.primitives import KNOWN
+from untied.rules import FEEDBACK, NAMED, as_rule, taxonomy
 from untied.statistics import STATISTICS
 
 __all__ = ["moves", "print_all", "print_rules"]
@@ -50,19 +51,21 @@ def moves(row: Mapping[str, Any]) -> str:
 
 
 def print_rules(console: Console | None = None) -> None:
-    """Print every primitive and every named rule with locality and counted cost, and how to write a rule."""
+    """Print every primitive, every named rule and every function of W, with locality and counted cost, and how to
+    write a rule."""
     console = console or Console()
     primitives = Table(
-        "primitive", "penalty P", "gradient in B", "computation", "plasticity",
-        title="Primitives (Table 1)", **LOOK,
+        "primitive", "penalty P", "gradient in B", "computation", "plasticity", "cost",
+        title="Primitives (Table 1, and beyond it; g is the error at the layer's output)", **LOOK,
     )  # fmt: skip
-    for name, p in PRIMITIVES.items():
+    for name, p in KNOWN.items():
         primitives.add_row(
             name,
-            p.formula,
-            p.gradient_formula,
+            getattr(p, "formula", ""),  # one's own may have none
+            getattr(p, "gradient_formula", ""),
             "local" if p.local_computation else "not local",
             "local" if p.local_plasticity else "not local",
+            f"{as_rule(p).cost:.2f}",
         )
     console.print(primitives)
     rules = Table(
@@ -73,6 +76,11 @@ def print_rules(console: Console | None = None) -> None:
         local, cost = "yes" if row["local"] else "no", f"{row['cost']:.2f}"
         rules.add_row(str(row["name"]), str(row["sends"]).partition(",")[0], moves(row), local, cost, str(row["title"]))
     console.print(rules)
+    functions = Table("rule", "B", title="Functions of W (not local; cost 1.00)", **LOOK)
+    for name, feedback in FEEDBACK.items():
+        number = f"({feedback.parameter}=…)" if feedback.parameter else ""
+        functions.add_row(f"transport({name}{number})", escape(feedback.about))
+    console.print(functions)
     presets = "\n".join(f"  {TUNED + name:<11}{text}" for name, text in PRESETS.items())
     how_to = HOW_TO.format(options=", ".join(OPTIONS), statistics=", ".join(STATISTICS), presets=presets)
     console.print(how_to, markup=False, highlight=False)
