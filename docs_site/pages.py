@@ -34,7 +34,7 @@ MODULES = {
     "untied.recurrent": "RNN, LSTM, GRU and their cells, made of untied kernels",
     "untied.call": "the value that a layer hands to its listeners",
     "untied.tape": "R of one forward pass",
-    "untied.foreign": "layers of transformers, torchvision and timm",
+    "untied.foreign": "layers of transformers, torchvision, timm and peft",
     "untied.audit": "what a training loop may have forgotten",
     "untied.routes": "how the error at a layer's output becomes the error at its input",
     "untied.rule": "a rule: a route times a motion",
@@ -50,6 +50,7 @@ MODULES = {
     "untied.reversing": "cutting a network into blocks, and the feedback network of each",
     "untied.metrics": "angles and norm ratios",
     "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
+    "untied.oracle": "the gradients that rules ask for, by independent constructions",
     "untied.dynamics": "flow, fixed points and regimes of a rule",
 }
 """The documented modules, in reading order. A test checks that every public module of `untied` is one of them."""

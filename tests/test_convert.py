@@ -504,3 +504,23 @@ def test_untying_again_names_tie() -> None:
     model = small_net("sa")
     with pytest.raises(UntiedError, match=r"another rule, untied.tie_\(model\) first"):
         untied.untie_(model, "fa")
+
+
+@pytest.mark.parametrize("rule", ["kp", "pfa", "ldfa(rank=1)", "sa", "mkp"])
+def test_a_B_that_only_follows_W_rests_where_W_is_frozen(rule: str) -> None:
+    """Kolen-Pollack's B takes W's steps. By the gradients of a W that takes none it would go astray."""
+    model: Any = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+    model[2].requires_grad_(False)
+    untied.untie_(model, rule)
+    x = torch.randn(6, 4)
+    assert model[2].backward_weight.requires_grad == (rule == "sa")
+    assert untied.verify(model, lambda m: m(x).square().mean(), strict=True)
+    B = model[2].backward_weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for at in range(2):
+        with untied.record(model, step=at) as tape:
+            loss = model(x).square().mean()
+        optimizer.zero_grad()
+        (loss + tape.penalty()).backward()
+        optimizer.step()
+    assert torch.equal(model[2].backward_weight, B) == (rule in ("kp", "pfa", "ldfa(rank=1)"))

@@ -53,7 +53,7 @@ def layer(kind: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("rule", ["bp", "fa", "kp", "sa", "frsf", "aa"])
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp", "sa", "frsf", "aa", "mkp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_is_what_the_layer_uses(kind: str, rule: str, before: bool) -> None:
     plain, model = layer(kind), layer(kind if before else None)

@@ -244,3 +244,8 @@ def test_a_state_that_a_pass_puts_in_a_buffer_starts_anew() -> None:
     untied.untie_(model, "sa")
     untied.verify(model, lambda m: m(x).square().mean(), strict=True)
     assert len(model.state) == 0
+    with untied.record(model):
+        model(x)  # leaves a state that is a part of its graph
+    assert not model.state.is_leaf
+    untied.verify(model, lambda m: m(x).square().mean(), strict=True)
+    assert not model.state.is_leaf

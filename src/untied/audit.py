@@ -185,6 +185,7 @@ def frozen(tape: Recorded) -> None:
         names[id(c.layer)]
         for c in tape.connections.values()
         if c.carries and not c.kernels[1].requires_grad and not tape.resting[id(c.rule)]
+        if c.kernels[0].requires_grad or not c.rule.follows
     ]
     if still:
         warnings.warn(

@@ -29,7 +29,7 @@ from .geometry import Geometry
 from .ports import Mark, Port, Source, example_of
 from .routes import ROUTES, Place, Route, Use
 
-__all__ = ["Broadcast", "Collector", "broadcasting"]
+__all__ = ["Broadcast", "Collector", "broadcasting", "hand_out"]
 
 KERNELS, DRAWS, SIGNALS = ("dense", "position"), ("normal", "uniform", "normalised"), ("error", "sign", "target")
 
@@ -136,7 +136,7 @@ class Broadcast(Route):
         """The layer's output y [n, ...]. Its input waits for e in the layer's collector.
 
         Raises:
-            UntiedError: it trains outside of `untied.record`; the source layer is recomputed; or as `Collector` says.
+            UntiedError: it trains outside of `untied.record`; or as `Collector.take`.
         """
         x, collector = use.x, use.layer.collector
         if not torch.is_grad_enabled():
@@ -155,15 +155,32 @@ class Broadcast(Route):
 
 def _unheard(use: Use) -> Tensor:
     """Outside `record` nobody hands out errors: training is refused at once, anything else in its backward pass."""
-    if _recomputed():
-        if use.layer.is_source:
-            raise UntiedError(
-                f"rule {use.layer.rule} sends the error of the last layer's output, and that layer is recomputed by "
-                "activation checkpointing, when its error is gone: leave the last layer out of checkpoint(...)"
-            )
-    elif getattr(use.layer, "training", False):
+    if not _recomputed() and getattr(use.layer, "training", False):
         raise UntiedError(_OUTSIDE.format(rule=use.layer.rule))
     return use.x if not use.x.requires_grad else _Unheard.apply(use.x, str(use.layer.rule))
+
+
+def hand_out(layer: Any, y: Tensor, geometry: Geometry) -> Tensor:
+    """A layer's output y [n, ...]. If it is the source, whatever its own rule, the error of y goes to all that waits.
+
+    Raises:
+        UntiedError: the source is recomputed by activation checkpointing; or as `Collector.hand_out`.
+
+    >>> import torch, untied
+    >>> layer = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(layer, "fa")
+    >>> y = torch.ones(5, 3)
+    >>> hand_out(layer, y, layer.geometry()) is y  # it is no source
+    True
+    """
+    if not layer.is_source or not torch.is_grad_enabled():
+        return y
+    if _recomputed():
+        raise UntiedError(
+            "errors are sent from the last layer's output, and that layer is recomputed by activation checkpointing, "
+            "when its error is gone: leave the last layer out of checkpoint(...)"
+        )
+    return y if layer.collector is None else layer.collector.hand_out(y, geometry)
 
 
 def _recomputed() -> bool:
@@ -235,8 +252,6 @@ class Collector:
             UntiedError: nobody has come to wait since the source's last call, whose error alone went out; it
                 cannot be sent to a layer, or targets are missing or of another shape.
         """
-        if not torch.is_grad_enabled() or _recomputed():
-            return y
         waiting, self.waiting = self.waiting, []
         if not waiting:
             return y

@@ -38,6 +38,9 @@ class Layer(Protocol):
     def own_weights(self) -> list[str]:
         """The names of its kernels."""
 
+    def geometry_of(self, weight: str) -> Geometry:
+        """How it uses one of them."""
+
     def beside(self, weight: str) -> dict[str, Any]:
         """What its rule keeps beside a weight."""
 

@@ -20,7 +20,7 @@ from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
 from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, untied_layers
-from .parametrized import identity, plain_type, read_kernel, rebase, remove_backward
+from .parametrized import identity, leaves, made_kernel, plain_type, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .routes import Place
 from .rule import Rule
@@ -185,10 +185,11 @@ def untie_(
     for name, module in chosen.items():
         for weight in _own_weights(module):
             key = identity(module, weight)
-            W = read_kernel(module, weight)
+            W = made_kernel(module, weight, LAYERS[plain_type(module)])
             if key not in kernels:  # one weight in two modules has one backward weight in both
                 geometry = _geometry_of(module, weight) if rule.route.whole else DENSE
-                at = Place(W, partial(initial, W, init), geometry, name, outputs)
+                moves = not (of := leaves(module, weight)) or any(p.requires_grad for p in of)
+                at = Place(W, partial(initial, W, init), geometry, name, outputs, moves)
                 kernels[key] = (rule, rule.beside(at))
             elif kernels[key][0] != rule:
                 raise UntiedError(
@@ -274,7 +275,8 @@ def _source(modules: dict[str, nn.Module], chosen: dict[str, nn.Module], rule: R
         )
     weight = module.own_weights()[-1] if isinstance(module, Untied) else _own_weights(module)[-1]
     geometry = module.geometry_of(weight) if isinstance(module, Untied) else _geometry_of(module, weight)
-    return name or "(the model)", geometry.sizes(read_kernel(module, weight))[1]
+    W = made_kernel(module, weight, LAYERS.get(plain_type(module), type(module)))
+    return name or "(the model)", geometry.sizes(W)[1]
 
 
 def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .audit import History
 from .autograd import cast_for_autocast
-from .broadcast import Collector
+from .broadcast import Collector, hand_out
 from .call import Call, Listener
 from .errors import UntiedError
 from .geometry import DENSE, Convolution, Geometry
@@ -125,9 +125,7 @@ class Untied:
         if part is not None:
             W, B, b = W[part], B[part] if B is not None and route.like_weight else B, None if b is None else b[part]
         x_, W_, B_, b_ = cast_for_autocast(x, W, B, b)
-        y = self.rule.send(Use(x_, W_, B_, b_, geometry, beside, self, part))
-        if self.collector is not None and self.collector.source is self:
-            y = self.collector.hand_out(y, geometry)
+        y = hand_out(self, self.rule.send(Use(x_, W_, B_, b_, geometry, beside, self, part)), geometry)
         if self.listeners:
 
             def made() -> Tensor:
@@ -215,7 +213,8 @@ class Untied:
     @classmethod
     def kernel_names(cls, module: nn.Module) -> list[str]:
         """The names of the kernels that a layer of this type has, be it untied yet or plain."""
-        return [w for w in cls.weights if is_parametrized(module, w) or getattr(module, w, None) is not None]
+        made = {w for w in cls.weights if is_parametrized(module, w) or isinstance(getattr(cls, w, None), property)}
+        return [w for w in cls.weights if w in made or getattr(module, w, None) is not None]
 
     @property
     def weight_device(self) -> torch.device:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-__all__ = ["identity", "leaves", "plain_type", "read_kernel", "rebase", "remove_backward"]
+__all__ = ["identity", "leaves", "made_kernel", "plain_type", "read_kernel", "rebase", "remove_backward"]
 
 plain_type = type_before_parametrizations
 
@@ -70,6 +70,20 @@ def read_kernel(module: nn.Module, weight: str) -> Tensor:
     """
     with _resting(module):
         return getattr(module, weight)  # type: ignore[no-any-return]
+
+
+def made_kernel(module: nn.Module, weight: str, untied: type) -> Tensor:
+    """`read_kernel` of a plain module, also where its untied class makes the kernel of what the module has.
+
+    >>> class Doubled:
+    ...     weight = property(lambda self: 2 * self.half)
+    >>> module = nn.Module()
+    >>> module.half = 1.5
+    >>> made_kernel(module, "weight", Doubled)
+    3.0
+    """
+    made = getattr(untied, weight, None)
+    return made.fget(module) if isinstance(made, property) else read_kernel(module, weight)  # type: ignore[misc]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import audit
+from . import audit, foreign
 from .broadcast import broadcasting
 from .call import Listener
 from .errors import UntiedError
@@ -77,6 +77,7 @@ def record(
         raise UntiedError("this model is being recorded already: leave the first record() before entering another")
     tape = Tape(layers, progress, step, align)
     audit.begin(layers)
+    foreign.adapters(model, layers)
     visit(layers, step, align)
     second = next((n for n, m in model.named_modules() if getattr(m, "batch_first", True) is False), None)
     with _watching(model, layers), broadcasting(layers, targets, second), listening(layers, tape), _every_layer(layers):

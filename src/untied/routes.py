@@ -37,6 +37,7 @@ class Place:
         W: the forward weight. draw: gives an initial B in W's layout.
         geometry: how the layer uses W. name: of the layer, for errors.
         outputs: features of the network's output, where a route needs them; else None.
+        moves: whether W learns.
 
     >>> import torch
     >>> W = torch.randn(3, 4)
@@ -49,6 +50,7 @@ class Place:
     geometry: Geometry = DENSE
     name: str = ""
     outputs: int | None = None
+    moves: bool = True
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Product(Route):
         R = torch.randn_like(rows[:, :1].expand(-1, middle, -1).contiguous()) * std
         return {
             "backward_weight": nn.Parameter(at.geometry.from_rows(R, at.W.shape), requires_grad=learns),
-            "backward_factor": nn.Parameter(P) if self.oja else P,
+            "backward_factor": nn.Parameter(P, requires_grad=learns) if self.oja else P,
         }
 
     def factor(self, groups: int, outputs: int, middle: int, like: Tensor) -> Tensor:

@@ -133,13 +133,21 @@ class Rule:
         return None
 
     @property
+    def follows(self) -> bool:
+        """Whether B does nothing but share W's motion, so that it has to stand still where W does: alone it would go
+        astray, by gradients that W leaves.
+        """
+        return self.route.like_weight and self.forward_decay is not None
+
+    @property
     def cost(self) -> float:
         """Multiplications of one training step over backpropagation's, for a layer whose input needs a gradient."""
         return self.route.cost
 
     def beside(self, at: Place) -> dict[str, Tensor | None]:
         """What stands beside W from the conversion on, by the names in ``keeps``: only parameters learn."""
-        return self.route.beside(at, learns=self.aligns or self.copies_gradient)
+        moves = at.moves or not self.follows
+        return self.route.beside(at, learns=moves and (self.aligns or self.copies_gradient))
 
     def kernel(self, W: Tensor, beside: Mapping[str, Any], geometry: Geometry = DENSE) -> Tensor:
         """B for this pass, from what stands beside W; in W's layout, unless the route broadcasts."""

@@ -1,9 +1,7 @@
 """`verify` says by numbers, knowing no class, what a network's errors go through and what moves each B.
 
-Legend: g the gradient of the task loss under the untied network; "plain" the same network under backpropagation.
-
-    oracle   y = T_B x + (T_W x - T_B x) with x detached in the bracket: forward T_W x, errors through B, in plain
-             operations that share nothing with `untied.autograd` but the geometry's ``project``
+Legend: g the gradient of the task loss under the untied network; "plain" the same network under backpropagation;
+"oracle" the same by the constructions of `untied.oracle`, in plain operations.
 """
 
 from __future__ import annotations
@@ -21,16 +19,17 @@ from torch.nn.parameter import is_lazy
 
 from .call import Call
 from .errors import UntiedError
-from .geometry import Geometry
 from .layers import Untied, backward_name, untied_layers
+from .oracle import Sent, connecting, plainly
 from .parametrized import leaves
-from .recording import listening, record
+from .recording import listening, record, visit
 
 __all__ = ["Finding", "Verification", "verify"]
 
 Closure = Callable[[nn.Module], Tensor]
 Gradients = dict[str, Tensor | None]
 VANISHING = 1e-4  # share of the largest gradient, below which a difference is measured against that one
+ROUNDING = 1e-8  # share of the largest gradient that float64 may leave of a zero, such as a bias's below batch norm
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def verify(
     """Look at one batch, by number: does each B carry errors, does anything move it, is the gradient the right one?
 
     It works on a deep copy in float64, in training mode, without dropout; the model, its gradients, buffers and all
-    random numbers stay as they were. It costs six passes, and the memory of the copy and of six gradients.
+    random numbers stay as they were. It costs six passes, eight where a rule broadcasts, and the memory of the copy and
+    of six gradients.
 
     >>> import torch, untied
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -117,8 +117,7 @@ def verify(
         optimizer: what trains the model; then each B that learns has to be in it, and it has to suit R.
         strict: raise where something is wrong.
         rtol: the relative distance at which two gradients differ; by default 1e-8 in float64, 5e-2 else.
-        targets: for rules that send them, as `untied.record` takes them. Where a rule broadcasts errors there is no
-            straight-through construction; the rest is looked at.
+        targets: for rules that send them, as `untied.record` takes them.
         dtype: the copy's type; None leaves it as it is, which is faster for large networks.
 
     Raises:
@@ -128,13 +127,13 @@ def verify(
         raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
-            twin = copy.deepcopy(model)
+            twin = _copied(model)
             probe = _Probe(twin if dtype is None else twin.to(dtype), closure, targets)
             own = probe.own()
         except RuntimeError as error:  # what takes float32 inputs refuses float64 weights
             if "dtype" not in str(error) and "type" not in str(error):
                 raise
-            probe = _Probe(copy.deepcopy(model), closure, targets)
+            probe = _Probe(_copied(model), closure, targets)
             own = probe.own()
         found = probe.look(own, rtol)
     if optimizer is not None:
@@ -163,12 +162,18 @@ class _Probe:
         self.layers = untied_layers(model)
         self.broadcasts = any(layer.rule.route.broadcasts for layer in self.layers.values())
         self.names = {id(p): n for n, p in model.named_parameters()}
+        visit(self.layers, 0, False)  # a kernel that is made of others is another one in float64
         self.start = {n: b.clone() for n, b in model.named_buffers()}
         self.learns = {n for n, p in model.named_parameters() if p.requires_grad}
         self.backward: dict[str, Untied] = {
             self.names[id(B)]: layer for layer in self.layers.values() for B in layer.backward_parameters()
         }
-        self.should_move = {n for n, layer in self.backward.items() if layer.rule.aligns or layer.rule.copies_gradient}
+        self.should_move = {
+            n
+            for n, layer in self.backward.items()
+            if (layer.rule.aligns or layer.rule.copies_gradient)
+            and (not layer.rule.follows or self.learns & set(self._kernels(layer)))
+        }
         self.errors, self.products = _Errors(), _Products(model)
         for layer in self.layers.values():
             layer.was_called = True  # who is passed by is said here
@@ -187,8 +192,8 @@ class _Probe:
             if not is_lazy(parameter):
                 parameter.requires_grad_(True)
 
-    def gradients(self) -> Gradients:
-        """Of the task in every parameter, with the same random numbers and buffers each time."""
+    def loss(self) -> Tensor:
+        """The task's, with the same random numbers and buffers each time."""
         with torch.no_grad():
             for name, buffer in list(self.model.named_buffers()):
                 if buffer.shape == self.start[name].shape and buffer.is_leaf:
@@ -204,6 +209,12 @@ class _Probe:
             loss = self.closure(self.model)
         if not loss.requires_grad:
             raise UntiedError("the closure's loss depends on no parameter: return the task loss of a forward pass")
+        return loss
+
+    def gradients(self, sent: Sent | None = None) -> Gradients:
+        """Of the task in every parameter, and of what an oracle adds to it."""
+        loss = self.loss()
+        loss = loss if sent is None else loss + sent.total
         named = {n: p for n, p in self.model.named_parameters() if not is_lazy(p) and p.requires_grad}
         found: Gradients = dict(
             zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True)
@@ -217,14 +228,11 @@ class _Probe:
         wide = all(p.dtype == torch.float64 for p in self.model.parameters())
         tolerance = rtol if rtol is not None else (1e-8 if wide else 5e-2)
         scale = _norm(own)
-        with _connecting(self.layers, _plainly):
+        with connecting(self.layers, plainly):
             plain = self.gradients()
-        oracle = own if self.broadcasts else self._oracles()
-        differs = {n for n, g in own.items() if n not in self.backward and not _same(g, oracle[n], tolerance, scale)}
+        differs = self._differing(own, tolerance, scale)
         with self._all_changed():
-            other = self.gradients()
-            oracle = other if self.broadcasts else self._oracles()
-        differs |= {n for n, g in other.items() if n not in self.backward and not _same(g, oracle[n], tolerance, scale)}
+            differs |= self._differing(self.gradients(), tolerance, scale)
         carriers = self.products.carriers - self._rightly()
         from_R = self._gradients_of_R()
         rows = []
@@ -244,30 +252,48 @@ class _Probe:
                     notes.append("moves nothing: no error comes to it")
                 if name in self.should_move and name not in self.learns:
                     notes.append("is frozen, though its rule moves it")
-                elif self._descends(name) and from_R.get(name) is None and what != "B, unused":
+                elif (
+                    name in self.should_move
+                    and self._descends(name)
+                    and from_R.get(name) is None
+                    and what != "B, unused"
+                ):
                     notes.append("gets no gradient from R")
+                if name in differs:
+                    notes.append("gets another gradient than its rule copies")
                 rows.append(Finding(name, layer, what, tuple(notes)))
                 continue
             if name in differs:
-                notes.append("differs from the straight-through gradient")
+                notes.append(f"differs from the {'broadcast' if self.broadcasts else 'straight-through'} gradient")
             if name in carriers:
                 notes.append("carries backprop's errors outside the untied operation")
             rows.append(Finding(name, layer, _kind(g, plain[name], tolerance, scale), tuple(notes)))
         return rows
 
-    def _oracles(self) -> Gradients:
-        with _connecting(self.layers, _oracle):
-            return self.gradients()
+    def _differing(self, found: Gradients, tolerance: float, scale: float) -> set[str]:
+        """Whose gradients the oracle does not confirm: those of the task, and of each B those that its rule copies."""
+        oracle = self._oracles()
+        copying = {n for n, layer in self.backward.items() if layer.rule.copies and n in self._kernels(layer, True)}
+        compared = [n for n in found if n not in self.backward or n in copying]
+        return {n for n in compared if not _same(found[n], oracle[n], tolerance, scale, ROUNDING)}
 
-    def _kernels(self, layer: Untied) -> list[str]:
-        """The names of the parameters that a layer's kernels are made of."""
-        return [self.names[id(p)] for w in layer.own_weights() for p in leaves(layer, w)]  # type: ignore[arg-type]
+    def _oracles(self) -> Gradients:
+        sent = Sent(self.layers, self.targets)
+        if self.broadcasts:  # a pass more, for the error of the output
+            with connecting(self.layers, sent):
+                sent.read(self.loss())
+        with connecting(self.layers, sent):
+            return self.gradients(sent)
+
+    def _kernels(self, layer: Untied, backward: bool = False) -> list[str]:
+        """The names of the parameters that a layer's kernels, or its ``backward`` ones, are made of."""
+        own = [backward_name(w) if backward else w for w in layer.own_weights()]
+        return [self.names[id(p)] for w in own for p in leaves(layer, w)]  # type: ignore[arg-type]
 
     def _descends(self, name: str) -> bool:
         """Whether R has a gradient in this backward parameter. What a route keeps beside B moves otherwise."""
         layer = self.backward[name]
-        kernels = [p for w in layer.own_weights() for p in leaves(layer, backward_name(w))]  # type: ignore[arg-type]
-        return layer.rule.aligns and any(self.names[id(p)] == name for p in kernels)
+        return layer.rule.aligns and name in self._kernels(layer, True)
 
     @contextmanager
     def _all_changed(self) -> Iterator[None]:
@@ -378,49 +404,11 @@ def _tensors(given: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(given.values()))
 
 
-Apply = Callable[[Untied, Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
-
-
-@contextmanager
-def _connecting(layers: dict[str, Untied], apply: Apply) -> Iterator[None]:
-    """Let every layer of one model connect by another operation for a while."""
-
-    def connect_of(layer: Untied) -> Callable[..., Tensor]:
-        def connect(
-            x: Tensor,
-            geometry: Geometry,
-            weight: str = "weight",
-            bias: str | None = "bias",
-            part: slice | None = None,
-        ) -> Tensor:
-            W, b = getattr(layer, weight), None if bias is None else getattr(layer, bias)
-            B = layer.backward_kernel(weight, W) if layer.rule.route.like_weight else W
-            if part is not None:
-                W, B, b = W[part], B[part], None if b is None else b[part]
-            return apply(layer, x, W, B, b, geometry)
-
-        return connect
-
-    for layer in layers.values():
-        layer.__dict__["connect"] = connect_of(layer)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["connect"]
-
-
-def _oracle(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The straight-through construction of the legend."""
-    fixed = x.detach()
-    y = geometry.project(x, B.detach())
-    y = y + (geometry.project(fixed, W) - geometry.project(fixed, B.detach()))
-    return y if bias is None else geometry.add_bias(y, bias)
-
-
-def _plainly(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    y = geometry.project(x, W)
-    return y if bias is None else geometry.add_bias(y, bias)
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also where a pass has left a state that is a part of its graph, as spiking units keep theirs."""
+    kept = [v for m in model.modules() for v in (*vars(m).values(), *m._buffers.values())]
+    states = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in states})
 
 
 def _in_float64(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -430,10 +418,11 @@ def _in_float64(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tuple(map(wide, args)), {name: wide(given) for name, given in kwargs.items()}
 
 
-def _same(a: Tensor | None, b: Tensor | None, tolerance: float, scale: float) -> bool:
-    """Whether two gradients agree. ``scale``: the whole gradient's norm, beside which rounding leaves no true zeros."""
+def _same(a: Tensor | None, b: Tensor | None, tolerance: float, scale: float, rounding: float = 0.0) -> bool:
+    """Whether two gradients agree. ``scale``: the largest one's norm, of which ``rounding`` is no difference."""
     a, b = (torch.zeros(()) if t is None else t for t in (a, b))
-    return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()), VANISHING * scale)
+    size = max(float(a.norm()), float(b.norm()), VANISHING * scale)
+    return float((a - b).norm()) <= max(tolerance * size, rounding * scale)
 
 
 def _kind(g: Tensor | None, plain: Tensor | None, tolerance: float, scale: float) -> str:
