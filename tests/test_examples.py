@@ -34,8 +34,8 @@ def test_examples_run(name: str) -> None:
 def named(module: str) -> list[tuple[str, Any]]:
     """The public classes and functions of a module that are ours."""
     found = importlib.import_module(module)
-    these = [(n, getattr(found, n)) for n in found.__all__]
-    return [(n, o) for n, o in these if inspect.isroutine(o) or inspect.isclass(o) if o.__module__.startswith("untied")]
+    these = [(n, o) for n in found.__all__ if inspect.isfunction(o := getattr(found, n)) or inspect.isclass(o)]
+    return [(n, o) for n, o in these if (o.__module__ or "").startswith("untied")]
 
 
 def has_example(it: Any) -> bool:

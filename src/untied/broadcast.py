@@ -136,7 +136,7 @@ class Broadcast(Route):
         """The layer's output y [n, ...]. Its input waits for e in the layer's collector.
 
         Raises:
-            UntiedError: it trains outside of `untied.record`; the source layer is recomputed; or as `Collector` says.
+            UntiedError: it trains outside of `untied.record`; or as `Collector.take`.
         """
         x, collector = use.x, use.layer.collector
         if not torch.is_grad_enabled():
@@ -161,7 +161,18 @@ def _unheard(use: Use) -> Tensor:
 
 
 def hand_out(layer: Any, y: Tensor, geometry: Geometry) -> Tensor:
-    """A layer's output. If it is the source, whatever its own rule, the error of y goes to all that waits."""
+    """A layer's output y [n, ...]. If it is the source, whatever its own rule, the error of y goes to all that waits.
+
+    Raises:
+        UntiedError: the source is recomputed by activation checkpointing; or as `Collector.hand_out`.
+
+    >>> import torch, untied
+    >>> layer = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(layer, "fa")
+    >>> y = torch.ones(5, 3)
+    >>> hand_out(layer, y, layer.geometry()) is y  # it is no source
+    True
+    """
     if not layer.is_source or not torch.is_grad_enabled():
         return y
     if _recomputed():

@@ -67,7 +67,13 @@ class TransposedDense(Geometry):
 
 @dataclass(frozen=True)
 class Expert(Geometry):
-    """y = x Kᵀ over the last dimension, for one of several experts: K is [1, o, i], of a kernel [experts, o, i]."""
+    """y [n, ..., o] = x [n, ..., i] Kᵀ over the last dimension, for one of several experts: K is [1, o, i], of a kernel
+    [experts, o, i].
+
+    >>> import torch
+    >>> Expert().project(torch.ones(2, 4), torch.ones(1, 3, 4)).shape
+    torch.Size([2, 3])
+    """
 
     def sizes(self, K: Tensor) -> tuple[int, int]:
         return K.shape[2], K.shape[1]
@@ -259,6 +265,16 @@ def adapters(model: nn.Module, layers: Mapping[str, Untied]) -> None:
     """Say which layers of an adapter, beside the untied layer that it adapts, are plain.
 
     peft's adapters hold the layer that they adapt as ``base_layer``. `get_peft_model` after `untie_` adds plain ones.
+
+    >>> import untied, warnings
+    >>> adapter = nn.ModuleDict({"base_layer": nn.Linear(4, 3), "lora_A": nn.Linear(4, 2)})
+    >>> model = nn.ModuleDict({"fc": adapter})
+    >>> _ = untied.untie_(model, "fa", filter="fc.base_layer")
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     adapters(model, untied.layers.untied_layers(model))
+    >>> "fc.lora_A" in str(said[0].message)
+    True
     """
     for name in layers:
         around, _, last = name.rpartition(".")

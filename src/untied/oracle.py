@@ -37,6 +37,15 @@ def connecting(layers: dict[str, Untied], apply: Apply) -> Iterator[None]:
     """Let every layer of one model connect by another operation for a while.
 
     B is the kernel that carries errors: in W's layout, or as a rule that broadcasts keeps it.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(model, "fa")
+    >>> x = torch.ones(5, 4, requires_grad=True)
+    >>> with connecting({"": model}, plainly):
+    ...     model(x).sum().backward()
+    >>> torch.allclose(x.grad[0], model.weight.sum(0))
+    True
     """
 
     def connect_of(layer: Untied) -> Callable[..., Tensor]:
@@ -66,13 +75,29 @@ def connecting(layers: dict[str, Untied], apply: Apply) -> Iterator[None]:
 
 
 def plainly(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Backpropagation."""
+    """Backpropagation: T_W x + bias.
+
+    >>> import torch, untied
+    >>> from untied.geometry import DENSE
+    >>> layer, x, W = torch.nn.Linear(4, 3), torch.ones(5, 4), torch.ones(3, 4)
+    >>> plainly(layer, x, W, W, None, DENSE)[0]
+    tensor([4., 4., 4.])
+    """
     y = geometry.project(x, W)
     return y if bias is None else geometry.add_bias(y, bias)
 
 
 def straight_through(layer: Untied, x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The first construction of the legend, and the third where the rule copies."""
+    """The first construction of the legend, and the third where the rule copies.
+
+    >>> import torch, untied
+    >>> layer = torch.nn.Linear(4, 3)
+    >>> _ = untied.untie_(layer, "fa")
+    >>> x, W, B = torch.ones(5, 4, requires_grad=True), torch.ones(3, 4), 2 * torch.ones(3, 4)
+    >>> straight_through(layer, x, W, B, None, layer.geometry()).sum().backward()
+    >>> x.grad[0]
+    tensor([6., 6., 6., 6.])
+    """
     fixed = x.detach()
     y = geometry.project(x, B.detach())
     y = y + (geometry.project(fixed, W) - geometry.project(fixed, B.detach()))
@@ -88,13 +113,17 @@ class Sent:
 
     Two passes: the first finds e at each call of the source, the second takes it.
 
-    ::
-
-        sent = Sent(layers, targets)
-        with connecting(layers, sent):
-            sent.read(loss_of(model))
-        with connecting(layers, sent):
-            (loss_of(model) + sent.total).backward()
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "dfa")
+    >>> layers, x = untied.layers.untied_layers(model), torch.randn(5, 4)
+    >>> sent = Sent(layers)
+    >>> with connecting(layers, sent):
+    ...     sent.read(model(x).square().mean())
+    >>> with connecting(layers, sent):
+    ...     (model(x).square().mean() + sent.total).backward()
+    >>> bool(model[0].weight.grad.any())
+    True
 
     Attributes:
         layers: of the model, by name. targets: in the shape of the source's output or classes, for rules that send

@@ -73,7 +73,15 @@ def read_kernel(module: nn.Module, weight: str) -> Tensor:
 
 
 def made_kernel(module: nn.Module, weight: str, untied: type) -> Tensor:
-    """`read_kernel` of a plain module, also where its untied class makes the kernel of what the module has."""
+    """`read_kernel` of a plain module, also where its untied class makes the kernel of what the module has.
+
+    >>> class Doubled:
+    ...     weight = property(lambda self: 2 * self.half)
+    >>> module = nn.Module()
+    >>> module.half = 1.5
+    >>> made_kernel(module, "weight", Doubled)
+    3.0
+    """
     made = getattr(untied, weight, None)
     return made.fget(module) if isinstance(made, property) else read_kernel(module, weight)  # type: ignore[misc]
 
