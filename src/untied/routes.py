@@ -245,7 +245,9 @@ class Product(Route):
         turns = bool(self.oja) and torch.is_grad_enabled() and P.requires_grad
         if turns and use.W.dtype == torch.float16:
             raise UntiedError(f"{self}: P moves by gᵀ g, which a loss scale multiplies twice: use bfloat16, or oja=0")
-        if use.part is not None:
+        if use.part is not None and P.shape[0] > 1:  # the part is of groups, such as one of several experts
+            P, R = P[use.part], R[use.part]
+        elif use.part is not None:
             rows = P[:, use.part]
             if turns and rows.shape[1] != P.shape[1]:
                 raise UntiedError(

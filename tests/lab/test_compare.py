@@ -418,3 +418,24 @@ def test_a_rule_with_every_is_timed_over_its_period(tmp_path: Path) -> None:
 
 def test_not_finite_is_an_error_of_ours() -> None:
     assert issubclass(NotFinite, UntiedError)
+
+
+def test_init_reaches_the_rules_that_have_one_and_the_others_are_named() -> None:
+    config = CompareConfig(rules=("bp", "fa", "pfa"), init="angle(30)", frozen=False)
+    assert [config.run(entry, 0).init for entry in config.entries] == ["like", "angle(30)", "like"]
+    assert any("bp, pfa have no B that could start so" in line for line in config.about_entries)
+    with pytest.raises(UntiedError, match="no B that could start so"):
+        TrainConfig(rule="pfa", init="angle(30)")
+
+
+def test_nothing_beside_W_is_drawn_from_its_own_numbers() -> None:
+    """Sign symmetry's magnitudes once were: with the same seed they were |W|, and B was W."""
+    for rule in ("frsf", "pfa", "dfa(kernel=dense)", "fa"):
+        config = TrainConfig(rule=rule, model="mlp-32", data=DataConfig("digits", batch_size=8))
+        model = network(config, dataset(config.data, 0, "cpu"))
+        for layer in untied.layers.untied_layers(model).values():
+            W = layer.weight.detach().abs().flatten()  # type: ignore[attr-defined]
+            for name, other in {**dict(layer.named_parameters()), **dict(layer.named_buffers())}.items():  # type: ignore[attr-defined]
+                if name.startswith("backward") and other.numel() >= W.numel() > 300:
+                    r = torch.corrcoef(torch.stack([W, other.detach().abs().flatten()[: W.numel()]]))[0, 1]
+                    assert abs(float(r)) < 0.25, (rule, name, float(r))

@@ -19,7 +19,7 @@ from untied.lab import tasks
 from untied.lab.data import DataConfig
 from untied.lab.edges import INTEGER, bounded, load_yaml, shown
 from untied.lab.reading import Rare, from_mapping
-from untied.lab.signs import FROZEN
+from untied.lab.signs import FROZEN, trained_as
 from untied.rule import Rule
 from untied.rules import parse
 from untied.schedules import Coefficient, value
@@ -275,6 +275,8 @@ class TrainConfig:
             object.__setattr__(self, "backward", backward)
         bounded(self, epochs=10**9, seed=INTEGER, accumulate=10**9)
         checked_init(self.init)
+        if self.init != "like" and not trained_as(self.parsed).takes_init:
+            raise UntiedError(f"init is {self.init!r}, and rule {self.rule} has no B that could start so: leave it out")
         for name, least in (("epochs", 1), ("seed", 0), ("accumulate", 1), ("checkpoint_minutes", 0)):
             if not getattr(self, name) >= least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -473,6 +475,9 @@ class CompareConfig:
             if name in DEFINED
         ]
         own = [rule for rule in self.rules if "@" in written_out(rule)]
+        without = [rule for rule, (r, _) in self.entrants.items() if not trained_as(r).takes_init]
+        if self.init != "like" and without:
+            said.append(f"init is {self.init}, and {', '.join(map(label, without))} have no B that could start so")
         if own and self.backward != backward_default():
             said.append(f"backward is set, and {', '.join(own)} bring optimizers of their own, which they keep")
         return said
@@ -482,7 +487,8 @@ class CompareConfig:
         rule, backward = self.entrants.get(entry) or parse_entry(entry, self.backward)
         return TrainConfig(
             rule=str(rule), model=self.model, data=self.data, task=self.task, epochs=self.epochs, seed=seed,
-            init=self.init, forward=self.forward, backward=backward, phases=PhaseConfig(delay=self.delay),
+            init=self.init if trained_as(rule).takes_init else "like", forward=self.forward, backward=backward,
+            phases=PhaseConfig(delay=self.delay),
             angles="weights", evaluate_on=self.evaluate_on,
             devices=DeviceConfig(precision=self.precision, channels_last=self.channels_last),
         )  # fmt: skip

@@ -88,10 +88,10 @@ def network(config: TrainConfig, data: Dataset) -> nn.Module:
     """
     model = plain_network(config, data)
     apart = config.seed + 1_000_003  # B is not to be drawn from the numbers that W was drawn from
-    drawn_like = config.init == "like" and not config.parsed.route.broadcasts
-    torch.manual_seed(config.seed if drawn_like else apart)  # magnitudes of sign symmetry; or B: broadcast, at an angle
-    start = torch.Generator().manual_seed(apart) if drawn_like else config.init
-    untied.untie_(model, trained_as(config.parsed), init=start)
+    rule = trained_as(config.parsed)
+    torch.manual_seed(apart)  # a kernel that is broadcast, a factor, magnitudes of sign symmetry, a B at an angle
+    like = config.init == "like" and rule.takes_init
+    untied.untie_(model, rule, init=torch.Generator().manual_seed(apart) if like else config.init)
     if any(is_lazy(p) for p in model.parameters()):  # a B that takes its size from its layer's input
         inputs, _ = task_of(config, data).batch(next(iter(data.train.epoch(0))))
         sized(model, to(first(inputs, 1), "cpu"))
