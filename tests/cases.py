@@ -105,7 +105,8 @@ class RuleCase:
         local: by the paper's two criteria. products: layer products over backprop's three, for a layer whose input
             needs a gradient; None where autograd does it and nothing is promised. random: whether two steps from
             different seeds differ. over_batch: whether an example's share depends on its neighbours, as in batch
-            normalisation, so that two half batches are not one whole.
+            normalisation, so that two half batches are not one whole. scales: whether its gradients follow a loss
+            scale, which signs, targets and Oja's rule do not, so that float16 is refused.
     """
 
     text: str
@@ -113,6 +114,7 @@ class RuleCase:
     products: float | None = 0.0
     random: bool = False
     over_batch: bool = False
+    scales: bool = True
 
 
 RULES = [
@@ -184,16 +186,17 @@ RULES = [
 ROUTED = [
     # errors broadcast from the output, or through a product of two kernels
     RuleCase("dfa(kernel=dense)", local=True, products=-1),
-    RuleCase("sdfa(kernel=position)", local=True, products=-1),
-    RuleCase("drtp(kernel=position)", local=True, products=-1),
+    RuleCase("sdfa(kernel=position)", local=True, products=-1, scales=False),
+    RuleCase("drtp(kernel=position)", local=True, products=-1, scales=False),
     RuleCase("dkp(kernel=position)", local=True, products=-1),
     RuleCase("dkp(kernel=dense)", local=True, products=-1),
     RuleCase("pfa", local=True),
     RuleCase("pfa(density=0.5, expand=2)", local=True),
-    RuleCase("ldfa(rank=1)", local=True),
+    RuleCase("ldfa(rank=1)", local=True, scales=False),
 ]
-"""Rules on other routes than `Through`. They have batteries of their own, test_broadcast.py and test_product.py: that B
-is like W, that a lone layer can be trained, or that a step costs what backpropagation's does is not true of them."""
+"""Rules on other routes than `Through`. Most batteries are for them too, `by_any_rule`. Not those of which it is not
+true: that B is like W, that a lone layer's input gets its error through it, or that a step costs what a count per layer
+says. test_broadcast.py and test_product.py are theirs alone."""
 
 ESTIMATED = [
     RuleCase("rdd", local=True),
@@ -214,6 +217,7 @@ by_kind_of_layer = pytest.mark.parametrize(
     [c for c in LAYERS if c.name in ONE_OF_EACH_KIND],
     ids=[c.name for c in LAYERS if c.name in ONE_OF_EACH_KIND],
 )
+by_any_rule = pytest.mark.parametrize("rule", [*RULES, *ROUTED], ids=[c.text for c in [*RULES, *ROUTED]])
 by_rule = pytest.mark.parametrize("rule", RULES, ids=[c.text for c in RULES])
 
 

@@ -17,7 +17,7 @@ from cases import (
     RuleCase,
     aligning,
     by_aligning_rule,
-    by_rule,
+    by_any_rule,
     signals,
 )
 from untied import UntiedError, rules
@@ -61,12 +61,12 @@ def test_the_readable_penalty_is_the_sum_over_primitives(rule: RuleCase) -> None
     torch.testing.assert_close(together, sum(alone))
 
 
-@by_rule
+@by_any_rule
 def test_the_table_says_what_is_local(rule: RuleCase) -> None:
     assert parse(rule.text).local == rule.local
 
 
-@by_rule
+@by_any_rule
 def test_counted_cost_is_the_tables(rule: RuleCase) -> None:
     if rule.products is not None:
         assert counted_cost(parse(rule.text)) == pytest.approx(1 + rule.products / 3)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import untied
-from cases import RuleCase, SmallNet, by_rule, small_batch, small_net
+from cases import RuleCase, SmallNet, by_any_rule, small_batch, small_net
 from untied import UntiedError
 
 
@@ -21,9 +21,9 @@ def on_small(model: nn.Module) -> Tensor:
     return F.cross_entropy(model(x), labels)
 
 
-@by_rule
+@by_any_rule
 def test_a_network_of_known_layers_is_verified(rule: RuleCase) -> None:
-    report = untied.verify(small_net(rule.text), on_small, strict=True)
+    report = untied.verify(small_net(rule.text), on_small, strict=True, targets=small_batch()[1])
     assert report.verified and "verified" in str(report) and "conv.weight" in str(report)
     kinds = {f.name: f.gradient for f in report.findings}
     assert kinds["out.weight"] == "backprop's"

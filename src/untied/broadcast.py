@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,16 @@ from .routes import ROUTES, Place, Route, Use
 __all__ = ["Broadcast", "Collector", "broadcasting", "hand_out"]
 
 KERNELS, DRAWS, SIGNALS = ("dense", "position"), ("normal", "uniform", "normalised"), ("error", "sign", "target")
+
+
+class Awaited(UninitializedParameter):
+    """A B whose size the first input will tell. It can be frozen before that, as `requires_grad_` of a model does.
+
+    >>> Awaited(requires_grad=True).requires_grad_(False).requires_grad
+    False
+    """
+
+    _allowed_methods: ClassVar[list[Any]] = [*UninitializedParameter._allowed_methods, Tensor.requires_grad_]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,9 +114,8 @@ class Broadcast(Route):
             )
         if at.geometry.positional and self.kernel == "dense":  # the first input will say how large
             outputs = torch.tensor(at.outputs, device=at.W.device)
-            lazy: Any = UninitializedParameter
-            lazy = lazy(learns, at.W.device, at.W.dtype)
-            return {"backward_weight": lazy, "backward_outputs": outputs}
+            lazy: Any = Awaited
+            return {"backward_weight": lazy(learns, at.W.device, at.W.dtype), "backward_outputs": outputs}
         shape = (at.outputs, inputs, *(at.W.shape[2:] if at.geometry.positional else ()))
         return {"backward_weight": nn.Parameter(self.drawn(shape, at.W), requires_grad=learns)}
 

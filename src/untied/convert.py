@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import attention as _attention  # noqa: F401 (it registers its layers)
@@ -190,7 +190,7 @@ def untie_(
                 geometry = _geometry_of(module, weight) if rule.route.whole else DENSE
                 moves = not (of := leaves(module, weight)) or any(p.requires_grad for p in of)
                 at = Place(W, partial(initial, W, init), geometry, name, outputs, moves)
-                kernels[key] = (rule, rule.beside(at))
+                kernels[key] = (rule, _laid_like(W, rule.beside(at)))
             elif kernels[key][0] != rule:
                 raise UntiedError(
                     f"{name} shares its weight with a layer under rule {kernels[key][0]}: give both the same rule"
@@ -214,6 +214,18 @@ def _kernels_by_id(model: nn.Module) -> Kernels:
         for weight in layer.own_weights():
             found[identity(layer, weight)] = (layer.rule, layer.beside(weight))  # type: ignore[arg-type]
     return found
+
+
+def _laid_like(W: Tensor, beside: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """What stands beside W, with channels last where W has them."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = formats.get(W.dim(), torch.contiguous_format)
+    if W.is_contiguous() or not W.is_contiguous(memory_format=form):
+        return beside
+    for kept in beside.values():
+        if kept is not None and not is_lazy(kept) and kept.dim() == W.dim():
+            kept.data = kept.data.contiguous(memory_format=form)
+    return beside
 
 
 def _own_weights(module: nn.Module) -> list[str]:
