@@ -3,6 +3,7 @@
     python benchmarks/recurrent.py            all of it, some 25 minutes on one thread
     python benchmarks/recurrent.py choose     forward settings for bp, and kp's decay, on validation data
     python benchmarks/recurrent.py train      every rule with what was chosen, on test data, fresh seeds
+    python benchmarks/recurrent.py causes     feedback alignment in one layer alone, and from B = W
     python benchmarks/recurrent.py cost       a step of the untied LSTM over PyTorch's own
     python benchmarks/recurrent.py page       README.md and the figure from what was measured
 
@@ -48,7 +49,7 @@ from untied.rules import parse
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "recurrent"
 END = "<!-- /tables -->"
-WIDTH, BATCH, CLIP, POINTS = 64, 64, 1.0, 10
+WIDTH, BATCH, CLIP, POINTS = 64, 64, 1.0, 6
 CHOOSING, FIRST = 0, 10  # the seed that chooses; the first of those that are reported
 Batch = tuple[Tensor, Tensor]
 
@@ -76,7 +77,7 @@ class Adding:
         return adding(BATCH, self.length, generator)
 
     def held_out(self, split: str) -> Batch:
-        return adding(2000, self.length, torch.Generator().manual_seed({"validation": 1, "test": 2}[split]))
+        return adding(1000, self.length, torch.Generator().manual_seed({"validation": 1, "test": 2}[split]))
 
     def loss(self, out: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(out, y)
@@ -175,11 +176,22 @@ PRESET = 0.01
 
 @dataclass(frozen=True)
 class Way:
-    """A rule's text, the weight decay of W (and of a B that copies), and whether the recurrent layer stays as drawn."""
+    """A rule, the weight decay of W (and of a B that copies), whether the recurrent layer stays as drawn, where B
+    starts, and the one layer that has the rule, if not all."""
 
     rule: str
     decay: float = 0.0
     frozen: bool = False
+    init: str = "like"
+    only: str = ""
+
+
+CAUSES = {
+    "fa, the recurrent layer alone": Way("fa", only="rnn"),
+    "fa, the readout alone": Way("fa", only="fc"),
+    "fa, B = W at first": Way("fa", init="copy"),
+}
+CAUSED = "adding-lstm"
 
 
 def ways(decay: float) -> dict[str, Way]:
@@ -202,7 +214,9 @@ def network(setting: Setting, way: Way, seed: int) -> Any:
     data = setting.data
     torch.manual_seed(seed)
     model = recurrent((data.length, data.features), data.outputs, kind=setting.kind, width=WIDTH)
-    untied.untie_(model, way.rule)
+    untied.untie_(model, way.rule, way.only or None, way.init)
+    if way.only:
+        untied.untie_(model, "bp")
     if way.frozen:
         model.rnn.requires_grad_(False)
     return model
@@ -299,17 +313,22 @@ def chosen(name: str) -> tuple[Forward, float]:
 def run(names: list[str], seeds: int | None) -> None:
     """Every rule with what was chosen."""
     for name in names:
-        setting, (forward, decay) = SETTINGS[name], chosen(name)
-        runs, curves = [], []
-        compared = {rule: way for rule, way in ways(decay).items() if rule in (setting.rules or [rule])}
-        for (rule, way), seed in itertools.product(compared.items(), range(FIRST, FIRST + (seeds or setting.seeds))):
-            found = train(setting, way, forward, seed, "test", POINTS)
-            key = {"setting": name, "rule": rule, "seed": seed}
-            runs.append(key | {"start_angle": found[0]["gradient_angle"], **found[-1]})
-            curves += [key | {k: f[k] for k in ("step", "score", "gradient_angle", "gradient_norm")} for f in found]
-            print(*key.values(), *(f"{v:.4g}" for v in found[-1].values()), flush=True)
-        for file, rows in (("runs", runs), ("curves", curves)):
-            write(file, [r for r in read(file) if r["setting"] != name] + rows, name)
+        setting, compared = SETTINGS[name], ways(chosen(name)[1])
+        several(name, {rule: way for rule, way in compared.items() if rule in (setting.rules or [rule])}, seeds, "runs")
+
+
+def several(name: str, compared: dict[str, Way], seeds: int | None, file: str) -> None:
+    setting, (forward, _) = SETTINGS[name], chosen(name)
+    runs, curves = [], []
+    for (rule, way), seed in itertools.product(compared.items(), range(FIRST, FIRST + (seeds or setting.seeds))):
+        found = train(setting, way, forward, seed, "test", POINTS)
+        key = {"setting": name, "rule": rule, "seed": seed}
+        runs.append(key | {"start_angle": found[0]["gradient_angle"], **found[-1]})
+        curves += [key | {k: f[k] for k in ("step", "score", "gradient_angle", "gradient_norm")} for f in found]
+        print(*key.values(), *(f"{v:.4g}" for v in found[-1].values()), flush=True)
+    write(file, [r for r in read(file) if r["setting"] != name] + runs, name if file == "runs" else file)
+    if file == "runs":
+        write("curves", [r for r in read("curves") if r["setting"] != name] + curves, name)
 
 
 SIZES = ((20, 2, 64, 64), (32, 64, 256, 64))
@@ -428,20 +447,13 @@ HEADS = ("rule", "test {score}", "minus bp, paired (95 %)", "gradient angle befo
          "norm of BPTT's gradient", "angle of W_hh and B, °", "of the readout's, °")  # fmt: skip
 
 
-def table(name: str) -> Iterator[str]:
+def table(name: str, rows: list[dict[str, Any]], base: list[float]) -> Iterator[str]:
     """A row for each rule of a setting."""
-    setting, (forward, decay) = SETTINGS[name], chosen(name)
-    rows = [r for r in read("runs") if r["setting"] == name]
-    yield f"## {setting.title}\n"
-    where = f" in `{setting.like}`" if setting.like else ""
-    seeds = len({r["seed"] for r in rows})
-    yield f"{seeds} seeds, {setting.steps} steps; chosen{where}: {forward} for `bp`, a decay of {decay:g} for `kp`."
-    yield f"{source(name)}.\n"
-    unit, form = setting.data.unit, ".4f" if setting.data.lower else ".1f"
-    heads = [h.format(score=setting.data.score_name + ("," + unit if unit else "")) for h in HEADS]
+    data = SETTINGS[name].data
+    form = ".4f" if data.lower else ".1f"
+    heads = [h.format(score=data.score_name + ("," + data.unit if data.unit else "")) for h in HEADS]
     yield f"| {' | '.join(heads)} |"
     yield "|:--|" + "--:|" * (len(heads) - 1)
-    base = [float(r["score"]) for r in rows if r["rule"] == "bp"]
     for rule in dict.fromkeys(r["rule"] for r in rows):
         own = [r for r in rows if r["rule"] == rule]
         values = [float(r["score"]) for r in own]
@@ -450,10 +462,28 @@ def table(name: str) -> Iterator[str]:
         cells = [spread(values, form), paired(values, base, form) if rule != "bp" else "", *angles,
                  f"{norm:.2g}" if math.isfinite(norm) else "–",
                  *(spread((float(r[k]) for r in own), ".1f") for k in ("weight_angle", "readout_angle"))]  # fmt: skip
-        if own[0]["gradient_norm"] == "nan":  # frozen
+        if rule == "frozen":
             cells[2:] = ["–"] * 5
         yield f"| `{rule}` | {' | '.join(cells)} |"
     yield ""
+
+
+def section(name: str) -> Iterator[str]:
+    """What a setting gave, and how it was made."""
+    setting, (forward, decay) = SETTINGS[name], chosen(name)
+    rows = [r for r in read("runs") if r["setting"] == name]
+    if not rows:
+        return
+    base = [float(r["score"]) for r in rows if r["rule"] == "bp"]
+    where = f" in `{setting.like}`" if setting.like else ""
+    yield f"## {setting.title}\n"
+    yield f"{len(base)} seeds, {setting.steps} steps; chosen{where}: {forward} for `bp`, a decay of {decay:g} for `kp`."
+    yield f"{source(name)}.\n"
+    yield from table(name, rows, base)
+    causes = [r for r in read("causes") if r["setting"] == name]
+    if causes:
+        yield f"Feedback alignment in one of the two layers, `bp` in the other; and from B = W. {source('causes')}.\n"
+        yield from table(name, causes, base)
 
 
 def page() -> None:
@@ -466,8 +496,7 @@ def page() -> None:
              "recurrent layer's weights', on 256 test examples.\n",
              "![Score and gradient angle over training](curves.png)\n"]  # fmt: skip
     for name in SETTINGS:
-        if any(r["setting"] == name for r in read("runs")):
-            text += table(name)
+        text += section(name)
     text += ["## What was tried on validation data\n", f"One seed; {source('choices')}.\n",
              f"| setting | rule | {' | '.join(f'`{f}`' for f in GRID)} |",
              "|:--|:--|" + "--:|" * len(GRID)]  # fmt: skip
@@ -542,7 +571,9 @@ def figure() -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="of choose, train, cost, page; all by default")
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="of choose, train, causes, cost, page; all by default"
+    )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--seeds", type=int, help="instead of each setting's own number")
     parser.add_argument("--rounds", type=int, default=21)
@@ -551,6 +582,7 @@ def main() -> None:
     stages: dict[str, Callable[[], None]] = {
         "choose": lambda: choose(given.settings),
         "train": lambda: run(given.settings, given.seeds),
+        "causes": lambda: several(CAUSED, CAUSES, given.seeds, "causes"),
         "cost": lambda: cost(given.rounds),
         "page": page,
     }
