@@ -141,8 +141,8 @@ class Setting:
 
 SETTINGS = {
     "adding-lstm": Setting("lstm", Adding(20), 600, "Adding problem, 20 steps, LSTM", 3),
-    "rows-rnn": Setting("rnn", Digits(8), 300, "Digits row by row, 8 steps, RNN", 4),
-    "rows-gru": Setting("gru", Digits(8), 300, "Digits row by row, 8 steps, GRU", 4),
+    "rows-rnn": Setting("rnn", Digits(8), 300, "Digits row by row, 8 steps, RNN", 3),
+    "rows-gru": Setting("gru", Digits(8), 300, "Digits row by row, 8 steps, GRU", 3),
     "pixels-gru": Setting(
         "gru", Digits(1), 400, "Digits pixel by pixel, 64 steps, GRU", 3, "rows-gru", ("bp", "fa", "mkp", "frozen")
     ),
