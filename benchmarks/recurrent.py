@@ -190,6 +190,7 @@ CAUSES = {
     "fa, the recurrent layer alone": Way("fa", only="rnn"),
     "fa, the readout alone": Way("fa", only="fc"),
     "fa, B = W at first": Way("fa", init="copy"),
+    "kp(decay=0.1)": Way("copy", 0.1),
 }
 CAUSED = "adding-lstm"
 
@@ -310,25 +311,34 @@ def chosen(name: str) -> tuple[Forward, float]:
     return GRID[first["forward"]], float(second["decay"])
 
 
-def run(names: list[str], seeds: int | None) -> None:
+def run(names: list[str], seeds: int | None, rules: list[str]) -> None:
     """Every rule with what was chosen."""
     for name in names:
         setting, compared = SETTINGS[name], ways(chosen(name)[1])
-        several(name, {rule: way for rule, way in compared.items() if rule in (setting.rules or [rule])}, seeds, "runs")
+        several(
+            name,
+            {rule: way for rule, way in compared.items() if rule in (setting.rules or [rule])},
+            seeds,
+            "runs",
+            rules,
+        )
 
 
-def several(name: str, compared: dict[str, Way], seeds: int | None, file: str) -> None:
+def several(name: str, compared: dict[str, Way], seeds: int | None, file: str, rules: list[str]) -> None:
+    """Train each, or those of ``rules`` alone; rows of others stay."""
     setting, (forward, _) = SETTINGS[name], chosen(name)
     runs, curves = [], []
+    compared = {rule: way for rule, way in compared.items() if rule in (rules or [rule])}
     for (rule, way), seed in itertools.product(compared.items(), range(FIRST, FIRST + (seeds or setting.seeds))):
         found = train(setting, way, forward, seed, "test", POINTS)
         key = {"setting": name, "rule": rule, "seed": seed}
         runs.append(key | {"start_angle": found[0]["gradient_angle"], **found[-1]})
         curves += [key | {k: f[k] for k in ("step", "score", "gradient_angle", "gradient_norm")} for f in found]
         print(*key.values(), *(f"{v:.4g}" for v in found[-1].values()), flush=True)
-    write(file, [r for r in read(file) if r["setting"] != name] + runs, name if file == "runs" else file)
-    if file == "runs":
-        write("curves", [r for r in read("curves") if r["setting"] != name] + curves, name)
+    for into, rows in ((file, runs), ("curves", curves)):
+        if into == file or file == "runs":
+            kept = [r for r in read(into) if r["setting"] != name or r["rule"] not in compared]
+            write(into, kept + rows, name if file == "runs" else file)
 
 
 SIZES = ((20, 2, 64, 64), (32, 64, 256, 64))
@@ -482,7 +492,8 @@ def section(name: str) -> Iterator[str]:
     yield from table(name, rows, base)
     causes = [r for r in read("causes") if r["setting"] == name]
     if causes:
-        yield f"Feedback alignment in one of the two layers, `bp` in the other; and from B = W. {source('causes')}.\n"
+        yield "Why: feedback alignment in one of the two layers, `bp` in the other, and from B = W; `kp` with more decay."
+        yield f"{source('causes')}.\n"
         yield from table(name, causes, base)
 
 
@@ -576,13 +587,16 @@ def main() -> None:
     )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--seeds", type=int, help="instead of each setting's own number")
+    parser.add_argument(
+        "--rules", nargs="+", default=[], help="of a table, to train these alone; the others' rows stay"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     given = parser.parse_args()
     torch.set_num_threads(1)
     stages: dict[str, Callable[[], None]] = {
         "choose": lambda: choose(given.settings),
-        "train": lambda: run(given.settings, given.seeds),
-        "causes": lambda: several(CAUSED, CAUSES, given.seeds, "causes"),
+        "train": lambda: run(given.settings, given.seeds, given.rules),
+        "causes": lambda: several(CAUSED, CAUSES, given.seeds, "causes", given.rules),
         "cost": lambda: cost(given.rounds),
         "page": page,
     }
