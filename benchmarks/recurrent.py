@@ -492,7 +492,7 @@ def section(name: str) -> Iterator[str]:
     yield from table(name, rows, base)
     causes = [r for r in read("causes") if r["setting"] == name]
     if causes:
-        yield "Why: feedback alignment in one of the two layers, `bp` in the other, and from B = W; `kp` with more decay."
+        yield "Why: feedback alignment in one of the layers, `bp` in the other, and from B = W; `kp` with more decay."
         yield f"{source('causes')}.\n"
         yield from table(name, causes, base)
 
@@ -546,11 +546,11 @@ def rounded(name: str, score: str) -> str:
 
 
 def figure() -> Figure:
-    """Score above, gradient angle below, for the adding problem and pixel by pixel; mean, and a band over seeds."""
+    """Score above, gradient angle below, for three settings; mean, and a band over seeds."""
     curves = read("curves")
-    shown = [n for n in ("adding-lstm", "pixels-gru") if any(r["setting"] == n for r in curves)]
+    shown = [n for n in ("adding-lstm", "rows-rnn", "pixels-gru") if any(r["setting"] == n for r in curves)]
     with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(10.5, 7.2), layout="constrained")
+        drawn = Figure(figsize=(1.5 + 4.2 * len(shown), 7.2), layout="constrained")
         axes = drawn.subplots(2, len(shown), squeeze=False)
         for column, name in enumerate(shown):
             rows, data = [r for r in curves if r["setting"] == name], SETTINGS[name].data
@@ -569,14 +569,15 @@ def figure() -> Figure:
                     axis.fill_between(list(own), [min(v) for v in own.values()], [max(v) for v in own.values()],
                                       color=palette[rule], alpha=0.15, linewidth=0)  # fmt: skip
             above.set(title=SETTINGS[name].title, ylabel=f"test {data.score_name}{data.unit}")
-            below.set(xlabel="step", ylabel="gradient angle to BPTT, °", ylim=(-3, 120))
+            below.set(xlabel="step", ylabel="gradient angle to BPTT, °", ylim=(-5, 185), yticks=range(0, 181, 45))
             below.axhline(90, color="black", linewidth=0.8, linestyle=":")
             if data.lower:
                 above.set_yscale("log")
                 for value, word in ((1 / 6, "neither value known: 1/6"), (1 / 12, "one value known: 1/12")):
                     above.axhline(value, color="black", linewidth=0.8, linestyle=":")
-                    above.annotate(word, (0.02, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-            above.legend(fontsize=8, ncols=2)
+                    above.annotate(word, (0.98, 1.1 * value), xycoords=("axes fraction", "data"), va="bottom", ha="right",
+                                   fontsize=8)  # fmt: skip
+            above.legend(fontsize=8, ncols=2, loc="lower left" if data.lower else "lower right")
         return drawn
 
 
