@@ -575,8 +575,8 @@ def figure() -> Figure:
                 above.set_yscale("log")
                 for value, word in ((1 / 6, "neither value known: 1/6"), (1 / 12, "one value known: 1/12")):
                     above.axhline(value, color="black", linewidth=0.8, linestyle=":")
-                    above.annotate(word, (0.98, 1.1 * value), xycoords=("axes fraction", "data"), va="bottom", ha="right",
-                                   fontsize=8)  # fmt: skip
+                    place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
+                    above.annotate(word, (0.98, 1.1 * value), **place, fontsize=8)
             above.legend(fontsize=8, ncols=2, loc="lower left" if data.lower else "lower right")
         return drawn
 
