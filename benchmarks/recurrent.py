@@ -1,6 +1,6 @@
 """Recurrent networks under BPTT and under rules with a B of their own: the adding problem, and digits as sequences.
 
-    python benchmarks/recurrent.py            all of it, some 25 minutes on one thread
+    python benchmarks/recurrent.py            all of it, half an hour on one thread of a busy machine
     python benchmarks/recurrent.py choose     forward settings for bp, and kp's decay, on validation data
     python benchmarks/recurrent.py train      every rule with what was chosen, on test data, fresh seeds
     python benchmarks/recurrent.py causes     feedback alignment in one layer alone, and from B = W
