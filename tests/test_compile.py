@@ -23,11 +23,11 @@ def fresh() -> Iterator[None]:
 
 GRAPHS = (
     "bp", "brsf", "fa", "kp", "mkp", "sa", "aa", "wm(decay=balanced)", "wm(noise=normal)", "ia(reverse=true)",
-    "ia(fraction=0.5)", "aa(every=2)",
+    "ia(fraction=0.5)", "aa(every=2)", "pfa(expand=2)", "ldfa(rank=2)",
 )  # fmt: skip
 """A rule of each kind of graph: B transported, drawn in the graph, at rest, or copied; R without data, in closed form,
-with a measured coefficient, of noise, by autograd, of a part of the batch, now and then. Broadcast and product rules
-compile in batteries of their own."""
+with a measured coefficient, of noise, by autograd, of a part of the batch, now and then; two kernels, of which one or
+both learn. Broadcast rules compile in test_broadcast.py."""
 by_graph = pytest.mark.parametrize("rule", GRAPHS)
 
 
