@@ -14,6 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # tensors in tests are small: more threads only wait for each other
 
 
+SLOW = ("test_site", "test_study_faults", "test_study_edges", "test_resume", "test_docs", "test_compare", "test_mirror")
+"""Files of few tests and many minutes, the longest first: begun last, one would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file is one worker's: the order of the files is the order in which they begin."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -25,7 +25,6 @@ from untied.lab.check import verdict
 from untied.lab.config import TUNED, CompareConfig, PhaseConfig, label
 from untied.lab.console import ctrl_c_ignored, interruptible, say, shows_bars
 from untied.lab.devices import single_device
-from untied.lab.findings import captions, finding
 from untied.lab.fitting import check_fit
 from untied.lab.loop import NotFinite, dataset, network, task_of, train
 from untied.lab.optim import Optimizers, rings, time_constant
@@ -329,7 +328,7 @@ def mean(values: list[float | None]) -> float | None:
 
 def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], console: Console) -> None:
     """Write table, figures and page; print the table."""
-    from untied.lab import plots, report  # here, as they are slow to import
+    from untied.lab import findings, plots, report  # here, as they are slow to import
 
     folder.write_json("results.json", rows)
     folder.write_text("table.md", report.markdown_table(rows))
@@ -347,7 +346,7 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
         if name is not None:
             first[label(entry)] = folder.weights(name)
     plots.save(plots.weight_scatter(first), figures, "scatter")
-    page = report.write_html(folder, finding=finding(rows), captions=captions(rows, metrics, first))
+    page = report.write_html(folder, finding=findings.finding(rows), captions=findings.captions(rows, metrics, first))
     console.print(report.rich_table(rows))
     for what, path in (("folder", folder.path), ("page", page), ("table", folder.path / "table.md")):
         say(console, f"{what:<7} {path}")
