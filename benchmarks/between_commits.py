@@ -2,9 +2,11 @@
 
     python benchmarks/between_commits.py 83d1194 HEAD                            some 15 minutes on 2 cores
     python benchmarks/between_commits.py 83d1194 HEAD --repeats 2 -- --models cnn    what follows -- is for untied bench
+    python benchmarks/between_commits.py 83d1194 HEAD --repeats 0                a minute: PyTorch's operations alone
 
 Ratios to the plain network drift on a machine with neighbours, so one table is no proof. Each repeat times the earlier
-and the later commit one after the other, in an order that alternates; the differences are paired by repeat.
+and the later commit one after the other, in an order that alternates; the differences are paired by repeat. What does not
+drift is counted first: which operations a step of each rule calls, and how many numbers they return.
 """
 
 from __future__ import annotations
@@ -36,6 +38,57 @@ def timed(tree: Path, out: Path, options: list[str]) -> dict[str, dict[str, Any]
     subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree / "src")}, check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     return {row["rule"]: row for row in json.loads((out / "results.json").read_text())}
+
+
+STEP = """
+import collections, json, sys, torch, untied
+from torch.utils._python_dispatch import TorchDispatchMode
+from untied.lab.models import build
+
+class Counting(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        seen[str(func)] += 1
+        return out
+
+found = {}
+for rule in sys.argv[1:]:
+    torch.manual_seed(0)
+    model = build("resnet18-w16", input_shape=(3, 32, 32), classes=10).train()
+    untied.untie_(model, rule)
+    x, y = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    groups = [g for g in untied.parameter_groups(model) if g]
+    optimizer = torch.optim.SGD([{"params": g} for g in groups], lr=0.1, momentum=0.9)
+    for i in range(2):  # the first makes the optimizer's state
+        seen = collections.Counter()
+        with Counting():
+            with untied.record(model, progress=0.0, step=i) as tape:
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            (loss + tape.penalty()).backward()
+            optimizer.step()
+    found[rule] = seen
+print(json.dumps(found))
+"""
+RULES = ("bp", "fa", "kp", "usf", "sa", "wm", "aa", "ia")
+
+
+def operations(tree: Path) -> dict[str, dict[str, int]]:
+    """By rule: how often a step of ResNet-18 of width 16 calls each of PyTorch's operations."""
+    done = subprocess.run([sys.executable, "-c", STEP, *RULES], cwd=tree, check=True, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tree / "src")})  # fmt: skip
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def counts(commits: list[str], found: list[dict[str, dict[str, int]]]) -> str:
+    """Markdown: a row for each rule, and which operations are called more or less often than before."""
+    lines = [f"| rule | operations, {commits[0]} | {commits[1]} | more or fewer |", "| :-- | --: | --: | :-- |"]
+    for rule in RULES:
+        a, b = (f[rule] for f in found)
+        changed = {name: b.get(name, 0) - a.get(name, 0) for name in sorted({*a, *b})}
+        shown = ", ".join(f"`{name}` {n:+d}" for name, n in changed.items() if n)
+        lines.append(f"| `{rule}` | {sum(a.values())} | {sum(b.values())} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def difference(before: list[float], after: list[float]) -> str:
@@ -80,6 +133,8 @@ def main() -> None:
         for tree, name in zip(trees, names, strict=True):
             git("worktree", "add", "--detach", str(tree), name)
         try:
+            called = [operations(tree) for tree in trees]
+            print(counts(names, called), flush=True)
             for i in range(args.repeats):
                 found: dict[int, dict[str, dict[str, Any]]] = {}
                 for at in (0, 1) if i % 2 == 0 else (1, 0):
@@ -91,15 +146,23 @@ def main() -> None:
             for tree in trees:
                 git("worktree", "remove", "--force", str(tree))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps({"commits": names, "repeats": repeats}, indent=1) + "\n")
+    (args.out / "results.json").write_text(
+        json.dumps({"commits": names, "repeats": repeats, "operations": called}, indent=1) + "\n"
+    )
     about = environment()
     machine, torch = about["machine"], about["packages"]["torch"]
-    (args.out / "README.md").write_text(
+    text = (
         f"# A step of {names[1]} beside one of {names[0]}\n\nMade by `python benchmarks/between_commits.py "
-        f"{' '.join(sys.argv[1:])}`: {machine['cpu']}, {machine['cores']} cores, torch {torch}. Means over "
-        f"{len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference is paired by repeat, with "
-        "its 95 % interval. `plain again` is the control: the plain network against itself.\n\n" + table(names, repeats)
+        f"{' '.join(sys.argv[1:])}`: {machine['cpu']}, {machine['cores']} cores, torch {torch}.\n\n## Operations\n\n"
+        "Of PyTorch, in a step of `resnet18-w16`.\n\n" + counts(names, called)
     )
+    if repeats:
+        text += (
+            f"\n## Time\n\nMeans over {len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference "
+            "is paired by repeat, with its 95 % interval. `plain again` is the control: the plain network against "
+            "itself.\n\n" + table(names, repeats)
+        )
+    (args.out / "README.md").write_text(text)
 
 
 if __name__ == "__main__":
