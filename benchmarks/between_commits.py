@@ -1,12 +1,12 @@
 """Whether a step costs more than it did: `untied bench` of two commits, taking turns on one machine.
 
-    python benchmarks/between_commits.py 83d1194 HEAD                            some 15 minutes on 2 cores
+    python benchmarks/between_commits.py 83d1194 HEAD                            half an hour on 2 cores
     python benchmarks/between_commits.py 83d1194 HEAD --repeats 2 -- --models cnn    what follows -- is for untied bench
     python benchmarks/between_commits.py 83d1194 HEAD --repeats 0                a minute: PyTorch's operations alone
 
 Ratios to the plain network drift on a machine with neighbours, so one table is no proof. Each repeat times the earlier
-and the later commit one after the other, in an order that alternates; the differences are paired by repeat. What does not
-drift is counted first: which operations a step of each rule calls, and how many numbers they return.
+and the later commit one after the other, in an order that alternates; the differences are paired by repeat. Operations do not
+drift, and are counted first.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def main() -> None:
     )
     if repeats:
         text += (
-            f"\n## Time\n\nMeans over {len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the difference "
-            "is paired by repeat, with its 95 % interval. `plain again` is the control: the plain network against "
-            "itself.\n\n" + table(names, repeats)
+            f"\n## Time\n\nMeans over {len(repeats)} repeats of `untied bench {options or '--rounds 4'}`; the "
+            "difference is paired by repeat, with its 95 % interval. `plain again` is the control: the plain network "
+            "against itself.\n\n" + table(names, repeats)
         )
     (args.out / "README.md").write_text(text)
 
