@@ -5,8 +5,8 @@
     python benchmarks/between_commits.py 83d1194 HEAD --repeats 0                a minute: PyTorch's operations alone
 
 Ratios to the plain network drift on a machine with neighbours, so one table is no proof. Each repeat times the earlier
-and the later commit one after the other, in an order that alternates; the differences are paired by repeat. Operations do
-not drift, and are counted first.
+and the later commit one after the other, in an order that alternates; the differences are paired by repeat. Operations
+do not drift. They are counted first.
 """
 
 from __future__ import annotations
