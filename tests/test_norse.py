@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import untied
+from spiking_nets import by_rule, trained
 
 norse = pytest.importorskip("norse.torch", reason="Norse is not installed")
 
@@ -28,25 +27,9 @@ class Spiking(nn.Module):
         return total
 
 
-@pytest.mark.parametrize("rule", ["bp", "fa", "sa", "kp", "wm(positions=mean)", "mkp"])
+@by_rule
 def test_a_spiking_network_is_verified_and_trains(rule: str) -> None:
-    torch.manual_seed(0)
-    plain, model, x, labels = Spiking(), Spiking(), 20 * torch.randn(16, 6), torch.randint(3, (16,))
-    model.load_state_dict(plain.state_dict())
-    untied.untie_(model, rule)
-    with torch.no_grad():
-        assert torch.equal(model.eval()(x), plain.eval()(x)) and bool(plain(x).any())
-    untied.verify(model, lambda m: nn.functional.cross_entropy(m(x), labels), strict=True)
-    optimizer = torch.optim.Adam(untied.parameter_groups(model).with_settings(), lr=1e-2)
-    losses: list[Any] = []
-    for _ in range(20):
-        with untied.record(model.train()) as tape:
-            task = nn.functional.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        (task + tape.penalty()).backward()
-        optimizer.step()
-        losses.append(task.item())
-    assert losses[-1] < losses[0]
+    trained(Spiking, rule, drive=20)
 
 
 def test_a_recurrent_cell_with_weights_of_its_own_is_refused() -> None:

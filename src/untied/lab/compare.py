@@ -110,12 +110,13 @@ def run(
             costs = measured_costs(config, console)
         except (KeyboardInterrupt, UntiedError) as why:
             stopped = why
+    if isinstance(stopped, KeyboardInterrupt):  # first, as somebody may press Ctrl-C once more
+        say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept; "
+                     f"untied compare --resume {folder.path}  goes on")  # fmt: skip
     finish(folder, config, table_rows(config, results, costs, task, chance), console)
     if isinstance(stopped, UntiedError):
         raise stopped
     if stopped is not None:
-        say(console, f"interrupted after {len(results)} of {len(config.rules) * config.seeds} runs: these are kept; "
-                     f"untied compare --resume {folder.path}  goes on")  # fmt: skip
         return codes[0]
     return 1 if all(r["failure"] for r in results) else 0
 
