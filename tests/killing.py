@@ -1,8 +1,8 @@
 """Kill a run again and again, then let it end: python killing.py RUN KILLS WORDS...
 
 The run's processes are forks of this one, which has imported everything, so that a kill costs no import. Every other
-kill is at a random moment, the others are when a checkpoint is being written, which is done slowly and in two halves.
-Prints how many kills there were, and how many of them left a half-written file behind.
+kill is at a random moment, the others are when a file is being written, in turn any file and a checkpoint, which is
+done slowly and in two halves. Prints how many kills there were, and how many of them left a checkpoint half-written.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def run_in_a_fork(words: list[str]) -> int:
     return pid
 
 
-def wait_for_a_checkpoint(run: Path, pid: int) -> None:
+def wait_for_half_a_file(run: Path, pid: int, kind: str) -> None:
     """Until a half-written file appears, or the run has ended (it stays to be waited for)."""
-    before = set(half_written(run))
-    while set(half_written(run)) <= before:
+    before = set(half_written(run, kind))
+    while set(half_written(run, kind)) <= before:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.001)
 
 
-def half_written(run: Path) -> list[tuple[str, int]]:
+def half_written(run: Path, kind: str) -> list[tuple[str, int]]:
     """Names and inode numbers: a name may be used again."""
     found = []
-    for path in run.rglob(".*.partial"):
+    for path in run.rglob(f".{kind}-*.partial"):
         with contextlib.suppress(FileNotFoundError):
             found.append((path.name, path.stat().st_ino))
     return found
@@ -64,14 +64,15 @@ def kill_until_it_ends(run: Path, kills: int, words: list[str]) -> tuple[int, in
         started = (run / "config.yaml").exists()
         pid = run_in_a_fork(["train", "--resume", str(run)] if started else ["train", *words, "--out", str(run)])
         if killed < kills:
-            wait_for_a_checkpoint(run, pid) if killed % 2 else time.sleep(random.uniform(0, 0.5))
+            kind = "*.safetensors" if killed % 4 == 1 else "*"
+            wait_for_half_a_file(run, pid, kind) if killed % 2 else time.sleep(random.uniform(0, 0.5))
             os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code != -signal.SIGKILL:
             assert code == 0, code
             return killed, torn
         killed += 1
-        torn += bool(half_written(run))
+        torn += bool(half_written(run, "*.safetensors"))
 
 
 if __name__ == "__main__":

@@ -335,3 +335,16 @@ def test_environment_has_no_commit_outside_a_checkout(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(untied, "__file__", str(tmp_path / "untied" / "__init__.py"))
     assert environment()["git"] is None
+
+
+def test_half_of_a_file_goes_with_the_next_writer(tmp_path: Path) -> None:
+    """A start that is killed again and again leaves nothing behind; what others have named so stays."""
+    for folder, name in (
+        (".", ".environment.json-7.partial"),
+        ("figures", ".accuracy.svg-8.partial"),
+        (".", "film.partial"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).touch()
+    with RunFolder(tmp_path).lock():
+        assert sorted(p.name for p in tmp_path.rglob("*.partial")) == ["film.partial"]

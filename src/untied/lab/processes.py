@@ -106,7 +106,8 @@ class Lock:
     """A folder that this process alone writes, while it is entered; it is made if need be.
 
     The lock is a file that names its holder, who touches it every few seconds. A holder of this system that has ended
-    is followed at once; one of another system after it has given no sign of life for half a minute.
+    is followed at once; one of another system after it has given no sign of life for half a minute. Files that an
+    earlier holder was killed while writing are removed.
 
     Args:
         folder: to write to.
@@ -135,6 +136,10 @@ class Lock:
         except OSError as error:
             raise UntiedError(f"cannot write {self.folder}: {error.strerror or error}") from error
         if self._mine:
+            for pattern in (".*-*.partial", "*/.*-*.partial"):
+                for half in self.folder.glob(pattern):
+                    with suppress(OSError):
+                        half.unlink()
             threading.Thread(target=self._beat, daemon=True).start()
         return self
 

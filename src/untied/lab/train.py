@@ -85,8 +85,6 @@ def resume(path: Path, console: Console | None = None) -> int:
         return go(config, fabric, again=True, console=console)
     with folder.lock(lambda line: say(console, line)):
         check(config, fabric, path)
-        for partial in path.rglob(".*.partial"):  # of a process that was killed while writing
-            partial.unlink(missing_ok=True)
         # several processes share the cores out among themselves
         alone = fabric.world_size == 1
         with same_threads(path / ENVIRONMENT, lambda line: say(console, line)) if alone else nullcontext():
