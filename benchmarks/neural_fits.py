@@ -33,13 +33,14 @@ import torch
 from untied.lab.environment import environment
 from untied.lab.models import build
 from untied.lab.neural.command import abreast
-from untied.lab.neural.convert import ConvertConfig, convert
+from untied.lab.neural.convert import convert
 from untied.lab.neural.features import features
-from untied.lab.neural.fits import Settings, fit_responses
+from untied.lab.neural.fits import fit_responses
 from untied.lab.neural.layers import chosen, trace
 from untied.lab.neural.preprocess import Prepared
 from untied.lab.neural.recording import of_arrays
 from untied.lab.record import RunFolder
+from untied.lab.settings.neural import ConvertConfig, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "neural-v4"

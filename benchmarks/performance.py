@@ -31,13 +31,14 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 import untied
-from untied.lab.bench import BenchConfig, again, bench
+from untied.lab.bench import again, bench
 from untied.lab.config import OptimizerConfig
 from untied.lab.costs import markdown, table_rows
 from untied.lab.data import DataConfig, load
 from untied.lab.environment import environment
 from untied.lab.models import build
 from untied.lab.record import RunFolder
+from untied.lab.settings.bench import BenchConfig
 from untied.lab.timing import Clock, interleaved, plain_step, untied_step
 from untied.rules import parse
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import untied
 from untied.algebra import OPTIONS
-from untied.lab.cli import COMMANDS, main
+from untied.lab.cli import main
+from untied.lab.commands import NAMES
 from untied.lab.config import PRESETS, CompareConfig, TrainConfig
 from untied.lab.reading import settings_of
 from untied.layers import LAYERS, backward_name, untied_layers
@@ -146,10 +147,10 @@ def help_of(command: str) -> str:
 
 def commands() -> str:
     """Every command with its own help text."""
-    names = [word for command in COMMANDS for word in SUBCOMMANDS.get(command, [command])]
+    names = [word for command in NAMES for word in SUBCOMMANDS.get(command, [command])]
     parts = [
         "# Commands\n\nThis page is what the commands print for `--help`, written when the site is built.",
-        table(("command", "what it does"), [(f"`untied {n}`", f.help) for n, f in COMMANDS.items()]),
+        table(("command", "what it does"), [(f"`untied {n}`", f.help) for n, f in NAMES.items()]),
     ]
     parts += [f"## untied {name}\n\n```text\n{help_of(name)}\n```" for name in names]
     parts += [f"## Settings of untied {kind.command}\n\n{settings(kind)}" for kind in (TrainConfig, CompareConfig)]

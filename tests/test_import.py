@@ -46,6 +46,21 @@ def test_a_command_starts_without_what_it_may_never_need(command: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
+def test_help_waits_for_nothing() -> None:
+    """A list of commands without PyTorch; and a command's own help without what only its work needs."""
+    source = str(Path(untied.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {source!r}); import untied_command as program; program.usage()"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(len(sys.modules), 'torch' in sys.modules)"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    count, torch_too = done.stdout.split()
+    assert int(count) < 150 and torch_too == "False"
+    pytest.importorskip("lightning_fabric", reason="the lab is not installed")
+    heavy = (*SLOW, "torch._dynamo", "optuna", "lightning_fabric", "rich.progress")
+    code += "; [__import__('untied.lab.commands.' + name) for name in program.commands()]"
+    code += f"; print(*(m for m in {heavy} if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_public_names_exist_and_are_listed() -> None:
     for module in (
         untied, untied.dynamics, untied.geometry, untied.metrics, untied.operations, untied.primitives, untied.rules,

@@ -16,11 +16,12 @@ from torch import nn
 import untied
 from untied import UntiedError
 from untied.lab import bench as module
-from untied.lab.bench import BenchConfig, _counted, again, bench
+from untied.lab.bench import _counted, again, bench
 from untied.lab.cli import main
 from untied.lab.config import OptimizerConfig
 from untied.lab.memory import Held
 from untied.lab.record import RunFolder
+from untied.lab.settings.bench import BenchConfig
 from untied.lab.timing import Clock, Parts, Step, interleaved, plain_step, untied_step
 from untied.rules import counted_cost, parse
 

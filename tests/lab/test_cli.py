@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 import untied
-from untied.lab import cli
+from untied.lab import arguments
 from untied.lab.cli import main
 
 
@@ -123,7 +123,7 @@ def test_the_command_line_goes_over_the_file(tmp_path, monkeypatch) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 7\nrules: [sa]\nforward: {lr: 0.5}\n")
     words = ["--config", str(file), "--data", "synthetic", "--forward.momentum", "0.5", "--rules", "aa", "bp"]
-    config = cli.read_config(CompareConfig, words, "untied compare")
+    config = arguments.read_config(CompareConfig, words, "untied compare")
     assert (config.epochs, config.rules, config.data.name) == (7, ("aa", "bp"), "synthetic")
     assert (config.forward.lr, config.forward.momentum) == (0.5, 0.5)
 
@@ -133,14 +133,14 @@ def test_lists_take_commas_and_any_field_can_be_set() -> None:
 
     words = ["--rules", "bp,ia(amp=1, null=2),tuned:sa", "fa", "--epochs", "3", "--set", "data.synthetic_shape=[1,4,4]"]
     words += ["forward.arguments.nesterov=true", "--seeds", "2", "--set=backward.lr=1e-3"]
-    config = cli.read_config(CompareConfig, words, "untied compare")
+    config = arguments.read_config(CompareConfig, words, "untied compare")
     assert config.rules == ("bp", "ia(amp=1, null=2)", "tuned:sa", "fa") and (config.epochs, config.seeds) == (3, 2)
     assert config.data.synthetic_shape == (1, 4, 4) and config.forward.arguments == {"nesterov": True}
     assert config.backward.lr == 1e-3
-    assert cli.take_pairs(["--rule", "", "--set", "a=1", "b.c=[1, 2]", "--out", "x=y"]) == (
+    assert arguments.take_pairs(["--rule", "", "--set", "a=1", "b.c=[1, 2]", "--out", "x=y"]) == (
         ["--rule", "", "--out", "x=y"], ["a=1", "b.c=[1, 2]"]
     )  # fmt: skip
-    assert cli.read_config(CompareConfig, ["--rules=bp,fa"], "untied compare").rules == ("bp", "fa")
+    assert arguments.read_config(CompareConfig, ["--rules=bp,fa"], "untied compare").rules == ("bp", "fa")
 
 
 def test_train_and_search_have_far_fewer_flags_than_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +150,7 @@ def test_train_and_search_have_far_fewer_flags_than_settings(capsys: pytest.Capt
 
     for kind, most in ((TrainConfig, 42), (SearchConfig, 56)):
         settings = list(settings_of(kind))
-        assert len(cli.flags_of(kind)) <= most < len(settings) - 20
+        assert len(arguments.flags_of(kind)) <= most < len(settings) - 20
         assert all(text for _, _, text, _ in settings), [path for path, _, text, _ in settings if not text]
     with pytest.raises(SystemExit):
         main(["train", "--help-all"])
@@ -206,7 +206,7 @@ def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         main(["compare", "--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in cli.flags_of(CompareConfig) if flag != "--config")
+    assert all(flag in shown for flag in arguments.flags_of(CompareConfig) if flag != "--config")
 
 
 def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path) -> None:
@@ -216,9 +216,9 @@ def test_interruption_and_surprises(capsys: pytest.CaptureFixture[str], monkeypa
     def surprised(words: list[str]) -> int:
         raise RuntimeError("a bug\nof ours")
 
-    monkeypatch.setitem(cli.COMMANDS, "rules", interrupted)
+    monkeypatch.setattr("untied.lab.commands.rules.run", interrupted)
     assert said(capsys, "rules")[::2] == (130, "untied: interrupted\n")
-    monkeypatch.setitem(cli.COMMANDS, "rules", surprised)
+    monkeypatch.setattr("untied.lab.commands.rules.run", surprised)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # where no crash file can be written
     code, _, err = said(capsys, "rules")
     assert code == 3 and "RuntimeError" in err and "--debug" in err and err.count("\n") == 1
@@ -231,10 +231,10 @@ def test_a_surprise_leaves_a_file(capsys: pytest.CaptureFixture[str], monkeypatc
     url = "postgresql://me:secret@host/d"
 
     def surprised(words: list[str]) -> int:
-        cli.read_config(SearchConfig, words, "untied search")
+        arguments.read_config(SearchConfig, words, "untied search")
         raise RuntimeError(f"cannot do with {url}")
 
-    monkeypatch.setitem(cli.COMMANDS, "search", surprised)
+    monkeypatch.setattr("untied.lab.commands.search.run", surprised)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, _, err = said(capsys, "search", "--trials", "7", "--storage", url)
     [file] = tmp_path.iterdir()
@@ -293,11 +293,11 @@ def test_it_runs_as_a_module() -> None:
 FAILS_AS_ONE_OF_SEVERAL = """
 import atexit, sys, torch.distributed as dist
 from untied.errors import UntiedError
-from untied.lab import cli
+from untied.lab import cli, commands
 def fails(words):
     print("said before")
     raise UntiedError("another process has ended")
-cli.COMMANDS["rules"] = fails
+commands.command("rules").run = fails
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 atexit.register(print, "Python ended as usual")
 sys.exit(cli.main(["rules"]))

@@ -10,16 +10,16 @@ import pytest
 import untied
 from runs import Page
 from untied.errors import UntiedError
-from untied.lab.bench import BenchConfig
 from untied.lab.cli import main
-from untied.lab.commands import AGAIN, maker, of_version_0_1
+from untied.lab.commands import maker, makers, of_version_0_1
 from untied.lab.config import CompareConfig, TrainConfig
-from untied.lab.diagnose import DiagnoseConfig
-from untied.lab.dynamics import DynamicsConfig
 from untied.lab.listing import moves
-from untied.lab.neural.command import NeuralConfig
 from untied.lab.record import RunFolder
 from untied.lab.report import PAPER
+from untied.lab.settings.bench import BenchConfig
+from untied.lab.settings.diagnose import DiagnoseConfig
+from untied.lab.settings.dynamics import DynamicsConfig
+from untied.lab.settings.neural import NeuralConfig
 from untied.lab.signs import FROZEN
 from untied.lab.study.config import KINDS
 from untied.rules import taxonomy
@@ -93,12 +93,12 @@ def test_studies_and_neural_fits_are_known_by_their_fields() -> None:
     for kind in KINDS:
         assert of_version_0_1({"kind": kind, "run": {}, "rules": []}) == kind
     assert of_version_0_1(dict.fromkeys(NeuralConfig.__dataclass_fields__)) == "neural"
-    assert set(AGAIN) == {*CONFIGS, *KINDS, "neural"}
+    assert set(makers()) == {*CONFIGS, *KINDS, "neural"}
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder.create(tmp_path / "run", {"depth": 3})
-    with pytest.raises(UntiedError, match=r"made by untied \(unknown\).*it reads those of compare"):
+    with pytest.raises(UntiedError, match=r"made by untied \(unknown\).*it reads those of bench, compare"):
         maker(folder)
     made = folder.environment() | {"command": "dream"}
     folder.write_json("environment.json", made)

@@ -346,7 +346,7 @@ def test_presets_are_entries_of_their_rule(name: str) -> None:
 
 def test_a_bare_name_is_the_rule_in_every_command() -> None:
     """And what `tuned:` stands for is the same in all of them."""
-    from untied.lab.bench import BenchConfig
+    from untied.lab.settings.bench import BenchConfig
     from untied.lab.study.config import entrant
 
     for text in ("ia", "tuned:ia", "aa @ Adam(lr=0.003)"):

@@ -27,9 +27,9 @@ from untied.lab.cli import main
 from untied.lab.data import DataConfig, load
 from untied.lab.models import build
 from untied.lab.neural import command, convert, fits, rsa, summary
-from untied.lab.neural.command import NeuralConfig, neural
+from untied.lab.neural.command import neural
 from untied.lab.neural.features import Projection, features, grouped
-from untied.lab.neural.fits import Settings, fit_responses
+from untied.lab.neural.fits import fit_responses
 from untied.lab.neural.layers import chosen, trace
 from untied.lab.neural.maps import PENALTIES, chosen_penalty, gram, pls, ridge
 from untied.lab.neural.networks import networks
@@ -38,6 +38,7 @@ from untied.lab.neural.recording import Recording, of_arrays, read, write
 from untied.lab.neural.scores import corrected, median, pearson, sem, split_half, test_retest
 from untied.lab.neural.splits import folds, splits
 from untied.lab.record import RunFolder
+from untied.lab.settings.neural import NeuralConfig, Settings
 from untied.lab.train import train
 
 test_retest.__test__ = False  # type: ignore[attr-defined]  # a reliability, not a test

@@ -13,7 +13,7 @@ import yaml
 
 import untied
 from untied.errors import UntiedError
-from untied.lab import cli
+from untied.lab import arguments, cli
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
 from untied.lab.models import build
@@ -85,7 +85,7 @@ def test_a_recipes_network_can_be_built(of: tuple[str, str, int]) -> None:
 
 def test_any_field_can_be_set_over_a_recipe() -> None:
     words = ["--data.root", "elsewhere", "--epochs", "3", "--forward.lr", "0.3", "--rule", "fa"]
-    config = cli.read_config(TrainConfig, words, "untied train", recipe("table4/resnet50-aa"))
+    config = arguments.read_config(TrainConfig, words, "untied train", recipe("table4/resnet50-aa"))
     base = recipe("table4/resnet50-aa")
     assert config == dataclasses.replace(
         base,

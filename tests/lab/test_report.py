@@ -21,7 +21,7 @@ from rich.console import Console
 from runs import Page, silent
 from untied import UntiedError
 from untied.lab import diagnose, plots, report
-from untied.lab.commands import AGAIN as COMMANDS
+from untied.lab.commands import makers
 from untied.lab.compare import finish
 from untied.lab.config import CompareConfig
 from untied.lab.findings import Words, captions, finding
@@ -470,7 +470,7 @@ def test_the_subject_of_a_page(config: dict[str, Any], words: str) -> None:
 def test_the_documentation_is_on_the_packages_site_or_in_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for command in COMMANDS:
+    for command in makers():
         address, name = report.documentation(tmp_path, command)
         assert (tmp_path / address).is_file() and name == f"docs/{report.GUIDES[command]}.md"
     described = Message()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import itertools
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,16 +19,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import untied
-from untied.errors import UntiedError
 from untied.lab import plots, report, writers
-from untied.lab.config import OptimizerConfig, backward_default, parse_entry
 from untied.lab.costs import (
     CONTROL,
     HEADS,
     NARROW,
     PLAIN,
     SUMMARY,
-    Case,
     by_case,
     captions,
     cells,
@@ -41,109 +36,18 @@ from untied.lab.costs import (
     table_rows,
 )  # fmt: skip
 from untied.lab.devices import single_device
-from untied.lab.edges import bounded
 from untied.lab.loop import sized
 from untied.lab.memory import Held
 from untied.lab.models import build
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, new_folder
+from untied.lab.settings.bench import BenchConfig, Case
 from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
-from untied.rule import Rule
 
-__all__ = ["BenchConfig", "again", "bench", "profiled"]
+__all__ = ["again", "bench", "profiled"]
 
 THREADS = 1024  # far beyond it the runtime of threads crashes
 PRODUCTS = ("conv", "mm", "linear", "gemm", "matmul", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "fprop")
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time training steps of each rule against the same network of plain PyTorch layers, interleaved.
-
-    Every model is timed with every batch size, precision and so on; images are random.
-    """
-
-    command: ClassVar[str] = "bench"
-
-    rules: tuple[str, ...] = ("bp", "fa", "kp", "usf", "sa", "wm", "aa", "ia")
-    """Learning rules, each perhaps with its optimizer, as in "aa @ Adam(lr=0.003)"."""
-    models: tuple[str, ...] = ("resnet18",)
-    """Networks: mlp-256-128, cnn, resnet18-w16, torchvision:NAME, timm:NAME, ..."""
-    batches: tuple[int, ...] = (64,)
-    """Images in a step."""
-    precisions: tuple[Literal["32", "bf16", "16"], ...] = ("32",)
-    """32; or mixed with bfloat16 or float16 (autocast, without loss scaling)."""
-    fractions: tuple[float, ...] = (1.0,)
-    """Shares of the batch on which rules that see activity are evaluated: a row each."""
-    compile: tuple[bool, ...] = (False,)
-    """Whether the whole step, R included, is compiled with torch.compile: False, True, or both."""
-    backend: str = "inductor"
-    """Of torch.compile."""
-    rounds: int = 15
-    """Rounds that are counted, of one step of each rule."""
-    profile: int = 3
-    """Further rounds under PyTorch's profiler, for the share of layer products in a step; 0 leaves it out."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """The time that passes; or, on a machine that others use too, this process's CPU time (with --threads 1)."""
-    threads: int | None = None
-    """Of the CPU; PyTorch's choice if left out."""
-    image_size: int = 32
-    """Side of the images in pixels."""
-    classes: int = 10
-    """Outputs of the network."""
-    channels_last: bool = True
-    """Keep convolutions' tensors with channels last."""
-    forward: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
-    """Of the forward weights, and of the plain network."""
-    backward: OptimizerConfig = dataclasses.field(default_factory=backward_default)
-    """Of the backward weights."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
-    out: Path | None = None
-    """Folder for everything that is written; runs/bench-TIME by default."""
-    overwrite: bool = False
-    """Replace an earlier run in that folder."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("profile", 0), ("image_size", 1), ("classes", 1)):
-            if getattr(self, name) < least:
-                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        for name in ("rules", "models", "batches", "precisions", "fractions", "compile"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                raise UntiedError(f"{name} is {' '.join(map(str, given)) or 'empty'}: name at least one, each once")
-        if min(self.batches) < 1:
-            raise UntiedError(f"batches has {min(self.batches)}: a step has at least 1 image")
-        if not all(0 < f <= 1 for f in self.fractions):
-            raise UntiedError(f"fractions is {' '.join(map(str, self.fractions))}: each is above 0 and at most 1")
-        if self.threads is not None and self.threads < 1:
-            raise UntiedError(f"threads is {self.threads}: it must be at least 1, or left out")
-        bounded(self, threads=THREADS)
-        if self.clock == "cpu" and torch.device(self.device).type != "cpu":
-            raise UntiedError(f"clock is cpu and device {self.device}: CPU time says nothing of it; use wall")
-        for rule in self.rules:
-            parse_entry(rule, self.backward)
-
-    @property
-    def entries(self) -> dict[str, tuple[Rule, OptimizerConfig]]:
-        """The rows: by label, rule and optimizer of the backward weights."""
-        found = {}
-        for text, fraction in itertools.product(self.rules, self.fractions):
-            rule, backward = parse_entry(text, self.backward)
-            if fraction < 1:
-                if not rule.needs_data:
-                    continue
-                rule = rule.on(fraction)
-                text = f"{text} on {fraction:g}"
-            found[text] = rule, backward
-        return found
-
-    @property
-    def cases(self) -> list[Case]:
-        """Everything else that is varied, one after the other."""
-        return list(
-            itertools.starmap(Case, itertools.product(self.models, self.batches, self.precisions, self.compile))
-        )
 
 
 def bench(config: BenchConfig, console: Console | None = None) -> int:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
-
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -15,38 +11,17 @@ import untied
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.console import say
-from untied.lab.data import DataConfig, Dataset
+from untied.lab.data import Dataset
 from untied.lab.fitting import check_fit
 from untied.lab.loop import dataset, network, task_of
+from untied.lab.settings.check import CheckConfig
 from untied.lab.tasks import Task
 from untied.lab.tasks.trees import Tree, first, to
 
-__all__ = ["CheckConfig", "check", "verdict"]
+__all__ = ["check", "verdict"]
 
 WIDE = 3 * 64 * 64
 """Up to so many numbers an image, a network is looked at in float64."""
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Say by number, on one batch, whether errors go through the backward weights alone, and what moves those."""
-
-    model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
-    """A network, as untied train takes it, freshly initialised."""
-    rule: str = "sa"
-    """The learning rule."""
-    data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
-    """The data; --data NAME is short for --data.name NAME."""
-    task: str = ""
-    """The task. By default it is what the data are for."""
-    examples: int = 8
-    """How many examples the batch has."""
-    seed: int = 0
-    """The seed of initial weights and the order of the data."""
-
-    def __post_init__(self) -> None:
-        if self.examples < 2:
-            raise UntiedError(f"examples is {self.examples}: it must be at least 2, for batch normalisation")
 
 
 def check(config: CheckConfig, console: Console | None = None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -13,27 +12,14 @@ from matplotlib.figure import Figure
 
 from untied.lab import plots, writers
 from untied.lab.findings import Words
+from untied.lab.settings.bench import Case
 
 __all__ = [
-    "CONTROL", "HEADS", "NARROW", "PLAIN", "SUMMARY", "Case", "by_case", "captions", "cells", "finding", "markdown",
+    "CONTROL", "HEADS", "NARROW", "PLAIN", "SUMMARY", "by_case", "captions", "cells", "finding", "markdown",
     "shown_columns", "speed_figure", "table_rows",
 ]  # fmt: skip
 
 PLAIN, CONTROL = "plain", "plain again"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all rules of a table have in common."""
-
-    model: str
-    batch: int
-    precision: str
-    compile: bool
-
-    def __str__(self) -> str:
-        precision = "float32" if self.precision == "32" else f"{self.precision} mixed"
-        return f"{self.model}, batch {self.batch}, {precision}" + (", compiled" if self.compile else "")
 
 
 def table_rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,13 +11,12 @@ import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, cast
 
 import matplotlib
 import torch
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +27,9 @@ from untied.algebra import Alignment
 from untied.dynamics import time_constant
 from untied.errors import UntiedError
 from untied.lab import report, writers
-from untied.lab.config import CompareConfig, OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.config import OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.console import say
-from untied.lab.data import DataConfig, Dataset
+from untied.lab.data import Dataset
 from untied.lab.devices import single_device
 from untied.lab.findings import listed
 from untied.lab.fitting import check_fit
@@ -40,6 +39,7 @@ from untied.lab.plots import SOFT, STYLE, logarithmic, save, weight_scatter
 from untied.lab.probe import Probe, probed, spread
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, new_folder
+from untied.lab.settings.diagnose import DiagnoseConfig
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.metrics import angle
 from untied.primitives import amp, decay
@@ -47,7 +47,7 @@ from untied.rule import Rule
 from untied.schedules import Coefficient, coefficient_text, multiply
 from untied.statistics import Statistic
 
-__all__ = ["DiagnoseConfig", "Diagnosis", "again", "diagnose", "diagnosis", "suggestion"]
+__all__ = ["Diagnosis", "again", "diagnose", "diagnosis", "suggestion"]
 
 SPAN = 2.0
 """B counts as stable where it rests within this factor of W's size."""
@@ -59,46 +59,6 @@ REGIMES = {
     "unknown": "R's gradient is not affine in B, which the prediction needs",
 }
 """What `Diagnosis.regime` says."""
-
-
-@dataclass(frozen=True)
-class DiagnoseConfig:
-    """Say of each layer whether its backward weights will diverge, stay or collapse under a rule; what to change."""
-
-    command: ClassVar[str] = "diagnose"
-
-    model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
-    """A network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
-    rule: str | None = None
-    """The learning rule, perhaps with its backward weights' optimizer: "wm(decay=2) @ SGD(lr=0.01)". Left out: wm, or
-    that of the run."""
-    data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
-    """The data; --data NAME is short for --data.name NAME."""
-    task: str = ""
-    """The task. By default it is what the data are for."""
-    batches: int = 2
-    """How many training batches are run through the network."""
-    examples: int = 32
-    """How many examples of each batch each layer is probed with."""
-    steps: int = 0
-    """For how many steps the network is then trained, to show what became of B."""
-    seed: int = 0
-    """The seed of initial weights and the order of the data."""
-    forward: OptimizerConfig = field(default_factory=lambda: CompareConfig().forward)
-    """The optimizer of the forward weights, if there are steps."""
-    backward: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimizer of the backward weights."""
-    device: str = "cpu"
-    """The device: cpu, cuda, cuda:1, ..."""
-    out: Path | None = None
-    """The run folder. By default it is runs/diagnose-TIME."""
-    overwrite: bool = False
-    """Whether what an earlier call has written there is replaced."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("batches", 1), ("examples", 1), ("steps", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -25,36 +24,12 @@ from untied.lab.findings import listed
 from untied.lab.plots import STYLE, save
 from untied.lab.reading import from_mapping
 from untied.lab.record import RunFolder, new_folder, plain
+from untied.lab.settings.dynamics import DynamicsConfig
 
-__all__ = ["WEIGHT_MIRROR", "DynamicsConfig", "again", "dynamics", "phase_portraits", "summary"]
+__all__ = ["WEIGHT_MIRROR", "again", "dynamics", "phase_portraits", "summary"]
 
 WEIGHT_MIRROR = ("wm(decay=0.5)", "wm", "wm(decay=2)")
 """Too little decay, balanced, too much, at x = 1. The paper does not give its panels' decay; these are ours."""
-
-
-@dataclass(frozen=True)
-class DynamicsConfig:
-    """Draw the flow of forward and backward weight under each rule's R, and say where it leads.
-
-    Without rules: weight mirror with too little, balanced and too much decay (paper, Fig. 2a-c).
-    """
-
-    command: ClassVar[str] = "dynamics"
-
-    rules: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Such as "wm(amp=1, decay=0.5)" sa: a panel each."""
-    x: float | None = None
-    """The layer's input, or its root mean square: 1 if left out; for a rule with noise input, the noise's."""
-    extent: float | None = None
-    """Half the width of a panel; enough to hold every fixed point if left out."""
-    lr: float = 0.1
-    """Learning rate, for the time constants in steps of SGD."""
-    momentum: float = 0.0
-    """Of SGD, for the same."""
-    out: Path | None = None
-    """Where to write; runs/dynamics-<time> if left out."""
-    overwrite: bool = False
-    """Replace what an earlier call has written there."""
 
 
 def dynamics(config: DynamicsConfig, console: Console | None = None) -> int:

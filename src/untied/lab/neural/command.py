@@ -6,13 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
@@ -24,89 +23,19 @@ from untied.lab.console import interruptible, say
 from untied.lab.findings import listed
 from untied.lab.neural import figures, fits, recording, summary, tables
 from untied.lab.neural.features import features
-from untied.lab.neural.fits import Fit, Settings
+from untied.lab.neural.fits import Fit
 from untied.lab.neural.layers import Layer, chosen, trace
 from untied.lab.neural.networks import PIXELS, Network, networks
 from untied.lab.neural.preprocess import Prepared, Seeing, prepare
 from untied.lab.neural.recording import Recording
 from untied.lab.plots import save
 from untied.lab.record import RunFolder, file_name, new_folder, plain
+from untied.lab.settings.neural import NeuralConfig
 
-__all__ = ["NeuralConfig", "again", "neural"]
+__all__ = ["again", "neural"]
 
 FREE = ("runs", "recording", "out", "overwrite", "memory", "device", "root")
 """What may change when a comparison goes on: fits that depend on it say so themselves."""
-
-
-@dataclass(frozen=True)
-class NeuralConfig:
-    """How well trained networks predict what neurons answer to pictures (Fig. 6 of the paper).
-
-    untied neural convert makes a recording from arrays. The same command with the same --out goes on where it stopped.
-    """
-
-    command: ClassVar[str] = "neural"
-
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders of untied train, untied compare or untied transfer, or a folder of runs; runs of one rule are its seeds.
-    LABEL=FOLDER puts a run under a label."""
-    recording: tuple[Path, ...] = ()
-    """Files of recordings, see docs/neural.md; neurons of one region are pooled."""
-    layers: tuple[str, ...] = ("default",)
-    """Names of layers, NAME:input for what goes into one; all; or default: blocks, layers outside of them, and what the
-    classifier sees."""
-    maps: tuple[Literal["pls", "ridge"], ...] = ("pls",)
-    """From features to neurons: partial least squares, ridge regression, or both."""
-    components: int = 25
-    """Of partial least squares."""
-    splits: int = 5
-    """Train/test splits over pictures."""
-    test: float = 0.2
-    """Fraction of the pictures that are tested on in a split."""
-    inner: int = 3
-    """Folds of a split's training pictures, on which layers and penalties are chosen."""
-    bootstrap: int = 500
-    """Samples of the images for the standard error of dissimilarities."""
-    seed: int = 0
-    """Of splits and samples."""
-    random: bool = False
-    """Add each run's network as it was before training, the floor."""
-    pixels: bool = False
-    """Add the pictures themselves, as the networks see them."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Of runs of untied train."""
-    root: Path | None = None
-    """Where the training data lies now, if not where it lay: sizes and normalisation come from there."""
-    width: int = 16384
-    """Layers wider than this are projected onto so many random orthogonal directions."""
-    memory: int = 1024
-    """Megabytes that the features of several layers may take."""
-    device: str = "cpu"
-    """Where networks compute; maps are fitted on the CPU."""
-    out: Path | None = None
-    """Where to write; runs/neural-TIME if left out."""
-    overwrite: bool = False
-    """Replace what an earlier call has written there."""
-
-    def __post_init__(self) -> None:
-        least = {"components": 1, "splits": 1, "inner": 2, "bootstrap": 2, "seed": 0, "width": 64, "memory": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {value}")
-        if self.width % 2:
-            raise UntiedError(f"width is {self.width}: it must be even")
-        if not 0 < self.test <= 0.5:
-            raise UntiedError(f"test is {self.test}: it is a fraction of the pictures, above 0 and at most 0.5")
-        if not self.maps or not self.layers:
-            raise UntiedError("maps and layers need a name each at least: leave them out for the defaults")
-
-    @property
-    def settings(self) -> Settings:
-        """What fits depend on."""
-        return Settings(
-            tuple(m for m in ("pls", "ridge") if m in self.maps), self.components, self.splits, self.test, self.inner,
-            self.seed, self.bootstrap, self.width,
-        )  # fmt: skip
 
 
 def neural(config: NeuralConfig, console: Console | None = None) -> int:

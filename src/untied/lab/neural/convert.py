@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -18,55 +16,12 @@ from rich.console import Console
 from untied.errors import UntiedError
 from untied.lab.neural import recording
 from untied.lab.neural.recording import load_arrays
+from untied.lab.settings.neural import ConvertConfig
 
-__all__ = ["ConvertConfig", "convert", "of_assembly"]
+__all__ = ["convert", "of_assembly"]
 
 Array = NDArray[Any]
 BRAIN_SCORE = "brainscore:"
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Make a recording from arrays. An array is named as FILE names it, or is the path of an .npy file."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """An .npz file of arrays, brainscore:IDENTIFIER (where Brain-Score is installed), or - for .npy files alone."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """The recording to write, .npz."""
-    images: str = "images"
-    """The pictures: an array (n, height, width, 3) or (n, height, width), u1; with --image-offsets, the bytes of image
-    files one after another; or a folder of image files, in the order of their names, or of --image-names."""
-    image_offsets: str | None = None
-    """The array that says where each image file begins and ends, (n + 1,)."""
-    image_names: str | None = None
-    """The array of file names, in the folder that --images names."""
-    responses: str | None = None
-    """The array of responses. Left out: responses, if there is one of that name."""
-    axes: tuple[Literal["image", "neuron", "repeat"], ...] = ("image", "neuron", "repeat")
-    """What its axes are, in their order; the third may be missing."""
-    missing: float | None = None
-    """The number that stands for a response that was not measured, beside NaN."""
-    region: str = ""
-    """Of the neurons: an array, or the name itself, such as IT."""
-    subject: str = ""
-    """Likewise, the animal."""
-    neuron: str | None = None
-    """The array of the neurons' names."""
-    stimulus: str | None = None
-    """The array that has the same value for rows that show one picture; identical pictures are found anyway."""
-    reliability: str | None = None
-    """The array of the neurons' reliability, if repeats are not given."""
-    rdm: tuple[str, ...] = ()
-    """Arrays of dissimilarities (n, n), (subject, n, n) or (subject, session, n, n), averaged over sessions."""
-    rdm_region: tuple[str, ...] = ()
-    """A name for each of them, such as "monkey IT"."""
-    drop: Literal["nothing", "neurons", "images"] = "nothing"
-    """Leave out the neurons, or the images, that have NaN where a number is needed; neurons: also those that answer
-    every image alike."""
-    name: str | None = None
-    """For display; the name of the file if left out."""
-    about: str = ""
-    """Where it comes from, and under what licence."""
 
 
 def convert(config: ConvertConfig, console: Console | None = None) -> int:

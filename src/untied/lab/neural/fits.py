@@ -35,31 +35,12 @@ from untied.lab.neural.recording import Recording, regions
 from untied.lab.neural.scores import mean, pearson
 from untied.lab.neural.splits import Split, folds, splits
 from untied.lab.record import write_tensors
+from untied.lab.settings.neural import Settings
 
-__all__ = ["Fit", "Settings", "check", "fit_rdm", "fit_responses", "read", "save"]
+__all__ = ["Fit", "check", "fit_rdm", "fit_responses", "read", "save"]
 
 Floats = NDArray[np.float64]
 HALVES = 50  # random halves of the images, for choosing a layer by dissimilarities
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How layers are fitted.
-
-    Attributes:
-        maps: of "pls" and "ridge". components: of PLS. splits: their number. test: fraction of pictures tested on.
-        inner: folds of the training images, for choosing layers and penalties. seed: of all of it.
-        bootstrap: samples of the images, for dissimilarities. width: wider layers are projected.
-    """
-
-    maps: tuple[str, ...] = ("pls",)
-    components: int = 25
-    splits: int = 5
-    test: float = 0.2
-    inner: int = 3
-    seed: int = 0
-    bootstrap: int = 500
-    width: int = 16384
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from optuna.trial import BaseTrial
+from typing import TYPE_CHECKING, Any, Literal
 
 from untied.errors import UntiedError
 from untied.lab.config import CompareConfig, DeviceConfig, TrainConfig, parse_entry
@@ -20,6 +18,9 @@ from untied.lab.secrets import without_password
 from untied.lab.study.gpus import SHARES
 from untied.lab.study.space import Space, space
 from untied.rules import parse
+
+if TYPE_CHECKING:  # it takes a second, and --help needs it not
+    from optuna.trial import BaseTrial
 
 __all__ = ["KINDS", "NoiseConfig", "SearchConfig", "StudyConfig", "TransferConfig", "kind_of", "tuned"]
 

@@ -20,13 +20,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from optuna.trial import BaseTrial
+from typing import TYPE_CHECKING, Any
 
 from untied.errors import UntiedError
 from untied.lab import recipes
 from untied.lab.reading import read_mapping
+
+if TYPE_CHECKING:  # it takes a second, and --help needs it not
+    from optuna.trial import BaseTrial
 
 __all__ = ["Parameter", "Space", "shipped", "space"]
 

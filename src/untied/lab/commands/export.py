@@ -1,0 +1,31 @@
+"""Write a run's plain weights, as the stock model loads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from untied.lab.arguments import read_config
+
+
+@dataclass(frozen=True)
+class Export:
+    """The forward weights of a run that untied train has made, as a plain state dict without backward weights."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    out: Path = Path("model.safetensors")
+    """The file to write."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last one, or the best on validation."""
+
+
+def run(words: list[str]) -> int:
+    """Export a run's weights."""
+    c = read_config(Export, words, "untied export")
+    from untied.lab.evaluate import export
+
+    return export(c.run, c.out, c.checkpoint)

@@ -1,0 +1,51 @@
+"""The program ``untied``: its own help is here, and all else is in the package `untied`.
+
+It lies beside the package, as whoever imports that waits for PyTorch, and a list of commands needs none.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+__all__ = ["commands", "main", "usage"]
+
+FOLDER = Path(__file__).parent / "untied" / "lab" / "commands"
+
+
+def commands() -> dict[str, str]:
+    """Every command with its line of help: the files of a folder, and their first lines.
+
+    >>> commands()["rules"]
+    'Print the primitives, the named rules and how to write one (Tables 1 and 2 of the paper).'
+    """
+    files = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    return {name: ast.get_docstring(tree) or "" for name, tree in trees.items()}
+
+
+def usage() -> str:
+    """What ``untied --help`` prints."""
+    lines = [f"  {name:<10} {line}" for name, line in commands().items()]
+    return "\n".join(
+        [
+            "usage: untied COMMAND [OPTIONS]     (untied COMMAND --help lists them)\n",
+            *lines,
+            "\n  --version   --debug (a traceback with every error)   --print-completion bash, zsh or fish",
+        ]
+    )
+
+
+def main() -> int:
+    """Run the command line. Returns the exit code."""
+    if sys.argv[1:2] in (["-h"], ["--help"], ["help"]):
+        print(usage())
+        return 0
+    from untied.__main__ import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
