@@ -50,6 +50,7 @@ MODULES = {
     "untied.targets": "target propagation on networks made of blocks",
     "untied.reversing": "cutting a network into blocks, and the feedback network of each",
     "untied.metrics": "angles and norm ratios",
+    "untied.products": "which matrices carry errors outside of the untied layers",
     "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
     "untied.oracle": "the gradients that rules ask for, by independent constructions",
     "untied.dynamics": "flow, fixed points and regimes of a rule",

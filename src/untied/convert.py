@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,6 +22,7 @@ from .initial import Init, angle_of, initial, like_weight
 from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, untied_layers
 from .parametrized import identity, leaves, made_kernel, plain_type, rebase, remove_backward
 from .primitives import Combination, Primitive
+from .products import Allow, allowed, unwatch, watch
 from .routes import Place
 from .rule import Rule
 from .rules import as_rule
@@ -29,8 +30,6 @@ from .rules import as_rule
 __all__ = ["Report", "like_weight", "tie_", "untie_"]
 
 Filter = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
-Allow = str | Collection[str] | bool
-"""Names or name patterns of parameters that shall keep backpropagation's errors; True for all."""
 
 # Linear maps whose errors go back through weights that a class exchange cannot reach.
 _UNREACHABLE = {
@@ -110,8 +109,9 @@ def untie_(
     Raises:
         UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered
             subclasses, uninitialised lazy layers); matrix-shaped parameters outside known layers that ``allow``
-            does not name; an unknown rule or init; an option of the rule
-            would change nothing.
+            does not name; an unknown rule or init; an option of the rule would change nothing. Later, at the model's
+            first training pass: errors go through a matrix outside of the untied layers, such as that of a layer put
+            in afterwards.
 
     >>> import torch, untied
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -134,7 +134,9 @@ def untie_(
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
     unknown: list[str] = []
-    allowed = _allowed(allow)
+    knowingly: list[str] = []
+    may_stay = partial(allowed, allow)
+    may_stay("")
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if not any(True for _ in module.parameters(recurse=False)):
@@ -146,14 +148,15 @@ def untie_(
             left[name] = f"untied already, rule {module.rule}"
         elif not matches(*chosen_as):
             left[name] = f"{type(module).__name__}, not in {shown}"
+            knowingly.append(name)
         elif plain_type(module) in LAYERS:
             chosen[name] = module
-            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
+            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, may_stay)]
         elif isinstance(module, ParametrizationList):
             left[name] = "what a parametrized kernel is made of"
         else:
-            left[name] = _why_left(name, module, allowed)
-            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, allowed)]
+            left[name] = _why_left(name, module, may_stay)
+            unknown += [f"{n} {s}" for n, s in _unknown_kernels(name, module, may_stay)]
     if not chosen:
         possible = sorted(t.__name__ for t in LAYERS if t is not NonDynamicallyQuantizableLinear)
         present = (
@@ -200,6 +203,7 @@ def untie_(
         converted[name] = f"{type(module).__name__}, rule {rule}"
         _exchange(module, rule, kernels)
     foreign.attend(model)
+    watch(model, allow, knowingly)
     return Report(converted, left, source)
 
 
@@ -306,16 +310,6 @@ def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:
     )
 
 
-def _allowed(allow: Allow) -> Callable[[str], bool]:
-    """Whether a parameter, by its full name, may keep backprop's errors. A pattern may leave its module's name out."""
-    if isinstance(allow, bool):
-        return lambda name: allow is True
-    patterns = [allow] if isinstance(allow, str) else list(allow)
-    if wrong := [p for p in patterns if not isinstance(p, str)]:
-        raise UntiedError(f"allow={wrong[0]!r} is not possible: give names or patterns of parameters, or True for all")
-    return lambda name: any(fnmatch.fnmatchcase(n, p) for n in (name, name.rpartition(".")[2]) for p in patterns)
-
-
 def _is_matrix(p: Tensor) -> bool:
     """Whether a parameter may be a kernel: two or more dimensions above 1. What begins with 1, as [1, n, d], is shared
     by the whole batch: such parameters are added."""
@@ -333,13 +327,15 @@ def _matrices(name: str, module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _unknown_kernels(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> list[tuple[str, tuple[int, ...]]]:
+def _unknown_kernels(
+    name: str, module: nn.Module, may_stay: Callable[[str], bool]
+) -> list[tuple[str, tuple[int, ...]]]:
     """Parameters through which errors would silently be backprop's, learning or frozen: their names and shapes."""
     if any(isinstance(module, harmless) for harmless in _KNOWN_HARMLESS):
         return []
     if plain_type(module) in LAYERS and any(identity(module, w) == (id(module), w) for w in _own_weights(module)):
         return []  # a registered layer whose kernel is made of its parameters
-    found = {n: p for n, p in _matrices(name, module).items() if not allowed(n)}
+    found = {n: p for n, p in _matrices(name, module).items() if not may_stay(n)}
     return [(n, tuple(p.shape)) for n, p in found.items() if not _is_added(n)]
 
 
@@ -348,7 +344,7 @@ def _is_added(name: str) -> bool:
     return any(word in name.rpartition(".")[2].lower() for word in _ADDED)
 
 
-def _why_left(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> str:
+def _why_left(name: str, module: nn.Module, may_stay: Callable[[str], bool]) -> str:
     """Why a matching module without an untied class may stay; raises where errors would silently be backprop's."""
     where, kind = f"{name or '(the model)'} is {type(module).__name__}", type(module)
     leave = "leave it to backprop knowingly with filter=..."
@@ -357,7 +353,7 @@ def _why_left(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> s
     ):
         raise UntiedError(f"{where}, not initialised yet: run one forward pass before untie_")
     matrices = _matrices(name, module)
-    if matrices and all(map(allowed, matrices)):
+    if matrices and all(map(may_stay, matrices)):
         return f"{kind.__name__}: errors through {', '.join(matrices)} are backprop's, as allow= says"
     for reason_for, reason in _UNREACHABLE.items():
         if isinstance(module, reason_for):
@@ -372,7 +368,7 @@ def _why_left(name: str, module: nn.Module, allowed: Callable[[str], bool]) -> s
         if isinstance(module, harmless):
             return f"{kind.__name__}: {why}"
     weight = f"{name}.weight" if name else "weight"
-    if weight in matrices and not allowed(weight):
+    if weight in matrices and not may_stay(weight):
         raise UntiedError(
             f"{where} with a weight of shape {tuple(matrices[weight].shape)} and no untied class: declare one with "
             f"@untied.register_layer({kind.__name__}), or {leave}"
@@ -434,4 +430,5 @@ def tie_(model: nn.Module) -> nn.Module:
             module.__dict__.pop(attribute, None)
         rebase(module, plain)
     foreign.release(model)
+    unwatch(model)
     return model

@@ -22,6 +22,7 @@ from .errors import UntiedError
 from .layers import Untied, backward_name, untied_layers
 from .oracle import Sent, connecting, plainly
 from .parametrized import leaves
+from .products import Products, unwatch
 from .recording import listening, record, visit
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -155,6 +156,7 @@ class _Probe:
     def __init__(self, model: nn.Module, closure: Closure, targets: Tensor | None) -> None:
         self.model, self.closure, self.targets = model.train(), closure, targets
         for module in model.modules():
+            unwatch(module)  # what it would refuse is said here
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
         if all(p.dtype == torch.float64 for p in model.parameters()):
@@ -174,7 +176,7 @@ class _Probe:
             if (layer.rule.aligns or layer.rule.copies_gradient)
             and (not layer.rule.follows or self.learns & set(self._kernels(layer)))
         }
-        self.errors, self.products = _Errors(), _Products(model)
+        self.errors, self.products = _Errors(), Products(model)
         for layer in self.layers.values():
             layer.was_called = True  # who is passed by is said here
         self._all_learn()
@@ -354,54 +356,6 @@ class _Errors:
     @property
     def idle(self) -> set[int]:
         return self.below - self.reached
-
-
-class _Products(torch.overrides.TorchFunctionMode):
-    """Sees each product of what is made of parameters alone with what is activity and needs an error.
-
-    The untied operation is not seen: what happens within an autograd function is without autograd.
-    """
-
-    NAMES = frozenset({
-        "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv",
-        "dot", "einsum", "tensordot", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-        "conv_transpose3d", "bilinear", "multi_head_attention_forward", "rnn_tanh", "rnn_relu", "lstm", "gru",
-        "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell", "inner", "convolution", "chain_matmul", "multi_dot",
-    })  # fmt: skip
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.made_of: dict[int, tuple[Tensor, frozenset[str]]] = {
-            id(p): (p, frozenset({n})) for n, p in model.named_parameters()
-        }
-        self.constant = {id(b) for b in model.buffers()}
-        self.carriers: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            return result
-        given = [t for t in _tensors((args, kwargs)) if id(t) not in self.constant]
-        weights = [self.made_of[id(t)] for t in given if id(t) in self.made_of]
-        activity = [t for t in given if id(t) not in self.made_of]
-        if getattr(func, "__name__", "") in self.NAMES and any(t.requires_grad for t in activity):
-            self.carriers |= {n for w, names in weights if w.dim() > 1 for n in names}
-        if weights and not activity:  # a view, a transpose, a mask: still a kernel
-            names = frozenset().union(*(names for _, names in weights))
-            for t in _tensors(result):
-                self.made_of.setdefault(id(t), (t, names))
-        return result
-
-
-def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, tuple | list):
-        for part in given:
-            yield from _tensors(part)
-    elif isinstance(given, dict):
-        yield from _tensors(tuple(given.values()))
 
 
 def _copied(model: nn.Module) -> nn.Module:

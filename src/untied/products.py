@@ -1,0 +1,176 @@
+"""Which matrices carry errors outside the untied operation, seen as a pass computes; and the first pass is looked at.
+
+Names and classes prove nothing: a layer may be replaced after `untie_`, or its weight used directly. Under a rule that
+needs no recording nobody else would see it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UntiedError
+from .layers import Untied, untied_layers
+from .parametrized import leaves
+
+__all__ = ["Allow", "Products", "allowed", "unwatch", "watch"]
+
+Allow = str | Collection[str] | bool
+"""Names or name patterns of parameters that shall keep backpropagation's errors; True for all."""
+
+
+def allowed(allow: Allow, name: str) -> bool:
+    """Whether a parameter, by its full name, may keep backprop's errors. A pattern may leave its module's name out.
+
+    >>> allowed("W_*", "cell.W_rec"), allowed((), "cell.W_rec"), allowed(True, "cell.W_rec")
+    (True, False, True)
+
+    Raises:
+        UntiedError: these are no patterns.
+    """
+    if isinstance(allow, bool):
+        return allow
+    patterns = [allow] if isinstance(allow, str) else list(allow)
+    if wrong := [p for p in patterns if not isinstance(p, str)]:
+        raise UntiedError(f"allow={wrong[0]!r} is not possible: give names or patterns of parameters, or True for all")
+    return any(fnmatch.fnmatchcase(n, p) for n in (name, name.rpartition(".")[2]) for p in patterns)
+
+
+def watch(model: nn.Module, allow: Allow, left: Collection[str]) -> None:
+    """Let a model look at its first training pass, and refuse backpropagation's errors that nobody has allowed.
+
+    Under ``torch.compile`` it sees nothing, nor where somebody calls the model's parts instead of the model:
+    `untied.verify` looks there.
+
+    Args:
+        model: converted. allow: as `untied.untie_` takes it. left: names of modules left to backpropagation knowingly.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "fa")
+    >>> model[1] = torch.nn.Linear(8, 3)
+    >>> try:
+    ...     _ = model(torch.randn(5, 4))
+    ... except untied.UntiedError as error:
+    ...     print(str(error)[:48])
+    errors go through 1.weight by backpropagation: t
+    """
+    unwatch(model)
+    if isinstance(model, Untied) or all(layer.rule.exact for layer in untied_layers(model).values()):
+        return
+    model.register_forward_pre_hook(_FirstPass(allow, tuple(left)))
+
+
+def unwatch(model: nn.Module) -> None:
+    """Undo `watch`.
+
+    >>> unwatch(torch.nn.Linear(4, 3))
+    """
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, _FirstPass):
+            del model._forward_pre_hooks[key]
+
+
+@dataclass(frozen=True)
+class _FirstPass:
+    """A hook that goes with the first training pass. It is a value: a model is copied and pickled with it."""
+
+    allow: Allow
+    left: tuple[str, ...]
+
+    def __call__(self, model: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+            return
+        layers = untied_layers(model)
+        if any("connect" in vars(layer) for layer in layers.values()):
+            return  # an oracle's pass, in plain operations
+        unwatch(model)
+        seen = Products(model)
+
+        def end(model: nn.Module, inputs: Any, outputs: Any) -> None:
+            handle.remove()
+            seen.__exit__(None, None, None)
+            self.judge(model, layers, seen.carriers)
+
+        handle = model.register_forward_hook(end, always_call=True)
+        seen.__enter__()
+
+    def judge(self, model: nn.Module, layers: dict[str, Untied], carriers: set[str]) -> None:
+        """Raise if something carries errors that nobody has allowed."""
+        by_rule = [layer for layer in layers.values() if layer.rule.exact]
+        exact = {id(p) for layer in by_rule for w in layer.own_weights() for p in leaves(layer, w)}  # type: ignore[arg-type]
+        names = {n for n, p in model.named_parameters() if id(p) not in exact}
+        found = sorted(
+            n for n in carriers & names if not allowed(self.allow, n) and n.rpartition(".")[0] not in self.left
+        )
+        if found:
+            shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+            raise UntiedError(
+                f"errors go through {shown} by backpropagation: the model uses them outside of an untied layer, as it "
+                "does with a layer that was put in after untie_, or a weight that is used directly. Untie again, call "
+                f"the layer instead, or keep it knowingly with untie_(..., allow={found[:5]})"
+            )
+
+
+class Products(torch.overrides.TorchFunctionMode):
+    """Sees each product of what is made of parameters alone with what is activity and needs an error.
+
+    The untied operation is not seen: what happens within an autograd function is without autograd.
+
+    Attributes:
+        carriers: names of the matrices in such products: through them errors are backpropagation's.
+
+    >>> import torch, untied
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    >>> _ = untied.untie_(model, "fa", filter="0")
+    >>> with Products(model) as seen:
+    ...     _ = model(torch.randn(5, 4))
+    >>> seen.carriers
+    {'1.weight'}
+    """
+
+    NAMES = frozenset({
+        "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv",
+        "dot", "einsum", "tensordot", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+        "conv_transpose3d", "bilinear", "multi_head_attention_forward", "rnn_tanh", "rnn_relu", "lstm", "gru",
+        "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell", "inner", "convolution", "chain_matmul", "multi_dot",
+    })  # fmt: skip
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.made_of: dict[int, tuple[Tensor, frozenset[str]]] = {
+            id(p): (p, frozenset({n})) for n, p in model.named_parameters()
+        }
+        self.constant = {id(b) for b in model.buffers()}
+        self.carriers: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return result
+        given = [t for t in _tensors((args, kwargs)) if id(t) not in self.constant]
+        weights = [self.made_of[id(t)] for t in given if id(t) in self.made_of]
+        activity = [t for t in given if id(t) not in self.made_of]
+        if getattr(func, "__name__", "") in self.NAMES and any(t.requires_grad for t in activity):
+            self.carriers |= {n for w, names in weights if w.dim() > 1 for n in names}
+        if weights and not activity:  # a view, a transpose, a mask: still a kernel
+            names = frozenset().union(*(names for _, names in weights))
+            for t in _tensors(result):
+                self.made_of.setdefault(id(t), (t, names))
+        return result
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple | list):
+        for part in given:
+            yield from _tensors(part)
+    elif isinstance(given, dict):
+        yield from _tensors(tuple(given.values()))
