@@ -151,7 +151,7 @@ def commands() -> str:
     names = [word for command in NAMES for word in SUBCOMMANDS.get(command, [command])]
     parts = [
         "# Commands\n\nThis page is what the commands print for `--help`, written when the site is built.",
-        table(("command", "what it does"), [(f"`untied {n}`", f.help) for n, f in NAMES.items()]),
+        table(("command", "what it does"), [(f"`untied {name}`", said) for name, said in NAMES.items()]),
     ]
     parts += [f"## untied {name}\n\n```text\n{help_of(name)}\n```" for name in names]
     parts += [f"## Settings of untied {kind.command}\n\n{settings(kind)}" for kind in (TrainConfig, CompareConfig)]
