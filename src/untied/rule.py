@@ -119,6 +119,11 @@ class Rule:
         return self.copies != 0
 
     @property
+    def aligns_alone(self) -> bool:
+        """Whether B can align in steps that leave the task out; a B that copies W's steps cannot."""
+        return self.aligns and not self.copies_gradient
+
+    @property
     def takes_init(self) -> bool:
         """Whether B has a first value, which ``untie_(init=...)`` gives."""
         return self.route.takes_init

@@ -35,6 +35,21 @@ def small(out: Path, **settings: Any) -> BenchConfig:
     return BenchConfig(**{**given, "rules": ("sa", "aa"), "out": out, **settings})
 
 
+def test_what_further_steps_of_alignment_count(tmp_path: Path) -> None:
+    """Each has a forward pass and R's products: docs/training.md has the formula."""
+    found = {}
+    for k in (1, 4):
+        assert bench(small(tmp_path / f"{k}", align_steps=k, rules=("bp", "sa", "aa")), silent()) == 0
+        rows = RunFolder.open(tmp_path / f"{k}").read_json("results.json")
+        found[k] = {row["rule"]: row["counted"] for row in rows}
+    # of the plain network's products, three for a layer and two for the first, whose input needs no gradient
+    first, rest = 8 * 64 * 4 * 27, 8 * (16 * 8 * 36 + 8 * 10)
+    forward = (first + rest) / (2 * first + 3 * rest)
+    assert found[4]["bp"] == found[1]["bp"] == 1
+    assert found[4]["sa"] == pytest.approx(found[1]["sa"] + 3 * forward)
+    assert found[4]["aa"] == pytest.approx(found[1]["aa"] + 3 * (found[1]["aa"] - 1 + forward))
+
+
 def test_a_run_has_every_row_and_can_be_drawn_again(tmp_path: Path) -> None:
     config = small(tmp_path / "b", batches=(4, 8), precisions=("32", "bf16"), fractions=(1.0, 0.25))
     assert bench(config, silent()) == 0

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+from typing import Any
 
+import pytest
+import torch
+
+from runs import small
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
+from untied.lab import loop
+from untied.lab.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
+from untied.lab.data import DataConfig
+from untied.lab.loop import Run
 from untied.lab.phases import Plan
+from untied.lab.step import Phase
 from untied.rules import parse
 
 
@@ -46,6 +55,55 @@ def test_counts_are_what_each_optimizer_will_do() -> None:
     assert list(plan.of_epoch(1, start=6)) == [14, 15]
 
 
+def test_a_batch_is_aligned_several_times_and_trains_the_task_once() -> None:
+    plan = Plan(PhaseConfig(align_steps=3), parse("wm"), 2, 4)
+    assert plan.turns(0) == [Phase(0, 1), Phase(0, 1), Phase(1, 1)] and plan.counts() == (8, 24)
+    plan = Plan(PhaseConfig("alternating", align_steps=3, align="steps(2, 0.5)"), parse("wm"), 2, 4)
+    assert [len(plan.turns(step)) for step in range(8)] == [3, 1] * 4
+    assert plan.turns(0)[0] == Phase(0, 2) and plan.counts() == (4, 12)
+    for rule in ("bp", "fa", "mkp", "dfa"):
+        assert len(Plan(PhaseConfig(align_steps=3), parse(rule), 2, 4).turns(0)) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_several_steps_of_alignment_do(steps: int) -> None:
+    """Under sa with SGD, B - W falls by 1 - lr in each; statistics of batch normalisation see a batch once."""
+    data = DataConfig(
+        "synthetic", synthetic_shape=(1, 6, 6), synthetic_classes=3, synthetic_count=12, batch_size=12, validation=0
+    )
+    config = small(rule="sa", model="cnn-2", data=data, epochs=1, phases=PhaseConfig(align_steps=steps),
+                   backward=OptimizerConfig(lr=0.2, momentum=0.0))  # fmt: skip
+    run = Run(config)
+    layer: Any = run.model.conv1
+    before, W = layer.backward_weight.detach() - layer.weight.detach(), layer.weight.detach().clone()
+    run.epoch(1, 0)
+    torch.testing.assert_close(layer.backward_weight.detach() - W, 0.8**steps * before)
+    once = Run(dataclasses.replace(config, phases=PhaseConfig()))
+    once.epoch(1, 0)
+    assert torch.equal(run.model.bn1.running_var, once.model.bn1.running_var)
+    assert torch.equal(layer.weight, once.model.conv1.weight)
+    assert run.optimizers.backward is not None and run.optimizers.backward.moves == steps
+
+
+def test_each_step_of_alignment_draws_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, before = [], loop.seed_step
+
+    def seed_step(*given: Any, **named: Any) -> None:
+        before(*given, **named)
+        drawn.append(torch.default_generator.initial_seed())
+
+    monkeypatch.setattr(loop, "seed_step", seed_step)
+    run = Run(small(rule="wm(noise=normal)", epochs=1, phases=PhaseConfig(align_steps=3)))
+    run.epoch(1, run.plan.length - 1)
+    assert len(drawn) == len(set(drawn)) == 6  # a pass and an update, three times
+
+
+def test_compare_says_which_rules_take_one_step() -> None:
+    config = CompareConfig(rules=("bp", "sa", "kp"), align_steps=4, frozen=False)
+    assert config.run("sa", 0).phases.align_steps == 4 and config.run("kp", 0).phases.align_steps == 1
+    assert any("align_steps is 4, and bp, kp have nothing" in line for line in config.about_entries)
+
+
 def test_weights_follow_their_schedule() -> None:
     plan = Plan(PhaseConfig(task="linear(0, 1, stop=0.5)", align="steps(2, 0.5)"), parse("sa"), 2, 4)
     seen = [plan.phase(step) for step in range(8)]
@@ -58,6 +116,8 @@ def test_weights_follow_their_schedule() -> None:
     [
         (lambda: PhaseConfig(task_steps=3), "phases.task_steps is 3 but phases.kind is simultaneous"),
         (lambda: PhaseConfig("alternating", mirror_epochs=2), "phases.mirror_epochs is 2 but phases.kind is alternat"),
+        (lambda: PhaseConfig(align_steps=0), "align_steps is 0: it must be at least 1"),
+        (lambda: TrainConfig(rule="kp", phases=PhaseConfig(align_steps=2)), "rule is kp but phases.align_steps is 2"),
         (lambda: PhaseConfig(delay=-1), "delay is -1: it must be at least 0"),
         (lambda: PhaseConfig(task="-1"), "phases.task is -1: a loss term's weight must not be negative"),
         (lambda: PhaseConfig(align="linaer(0, 1)"), "phases.align: "),

@@ -115,7 +115,10 @@ def _steps(config: BenchConfig, case: Case, compiled: bool) -> dict[str, Step]:
         model = _network(config, case)
         untied.untie_(model, rule)
         sized(model, torch.zeros(1, *shape[1:])).to(config.device)
-        steps[name] = untied_step(model, rule, images, labels, config.forward, backward, case.precision, **options)
+        steps[name] = untied_step(
+            model, rule, images, labels, config.forward, backward, case.precision, align_steps=config.align_steps,
+            **options,
+        )  # fmt: skip
     return steps
 
 

@@ -129,6 +129,8 @@ class PhaseConfig:
     calibrate: int = 0
     """How many noise measurements of W are averaged into B before the first step, as untied.mirror_ does: 16 leave an
     angle of about 14 degrees. It takes no data."""
+    align_steps: int = 1
+    """How many steps of alignment each batch gets: all but the last are of alignment alone, before the task's."""
     task_steps: Rare[int] = 1
     """For kind alternating: how many task steps follow each alignment step."""
     mirror_epochs: Rare[int] = 1
@@ -144,6 +146,7 @@ class PhaseConfig:
         for name, least in (
             ("delay", 0),
             ("calibrate", 0),
+            ("align_steps", 1),
             ("task_steps", 1),
             ("mirror_epochs", 1),
             ("engaged_epochs", 1),
@@ -305,6 +308,11 @@ class TrainConfig:
                 f"rule is {self.rule} but phases.kind is {self.phases.kind}: Kolen-Pollack's backward weights move "
                 "with the forward ones, in every step; use simultaneous"
             )
+        if rule.copies_gradient and self.phases.align_steps > 1:
+            raise UntiedError(
+                f"rule is {self.rule} but phases.align_steps is {self.phases.align_steps}: Kolen-Pollack's backward "
+                "weights move with the forward ones, once a batch; leave it at 1"
+            )
         if rule.forward_decay is not None and str(self.phases.align) not in ("1", "1.0"):
             raise UntiedError(
                 f"rule is {self.rule} but phases.align is {self.phases.align}: its decay is W's weight decay "
@@ -407,6 +415,8 @@ class CompareConfig:
     """The first of these seeds."""
     delay: int = 0
     """How many epochs of alignment alone come before the task. They are not counted in epochs."""
+    align_steps: int = 1
+    """How many steps of alignment each batch gets: all but the last are of alignment alone, before the task's."""
     forward: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(weight_decay=1e-3, schedule="cosine", warmup=0.05, clip=5.0)
     )
@@ -441,7 +451,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("epochs", 1), ("seeds", 1), ("first_seed", 0), ("delay", 0), ("workers", 0), ("timing_steps", 0),
+            ("epochs", 1), ("seeds", 1), ("first_seed", 0), ("delay", 0), ("align_steps", 1), ("workers", 0),
+            ("timing_steps", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -478,6 +489,12 @@ class CompareConfig:
         without = [rule for rule, (r, _) in self.entrants.items() if not trained_as(r).takes_init]
         if self.init != "like" and without:
             said.append(f"init is {self.init}, and {', '.join(map(label, without))} have no B that could start so")
+        once = [rule for rule, (r, _) in self.entrants.items() if not r.aligns_alone]
+        if self.align_steps > 1 and once:
+            said.append(
+                f"align_steps is {self.align_steps}, and {', '.join(map(label, once))} have nothing that could align "
+                "apart from the task: they take one step a batch"
+            )
         if own and self.backward != backward_default():
             said.append(f"backward is set, and {', '.join(own)} bring optimizers of their own, which they keep")
         return said
@@ -488,7 +505,7 @@ class CompareConfig:
         return TrainConfig(
             rule=str(rule), model=self.model, data=self.data, task=self.task, epochs=self.epochs, seed=seed,
             init=self.init if trained_as(rule).takes_init else "like", forward=self.forward, backward=backward,
-            phases=PhaseConfig(delay=self.delay),
+            phases=PhaseConfig(delay=self.delay, align_steps=self.align_steps if rule.aligns_alone else 1),
             angles="weights", evaluate_on=self.evaluate_on,
             devices=DeviceConfig(precision=self.precision, channels_last=self.channels_last),
         )  # fmt: skip

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from untied.lab.signs import freeze, looks, trained_as
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.lab.tasks import Task
 from untied.lab.tasks.trees import channels_last, first, size, to
+from untied.reversing import quiet
 from untied.rule import Rule
 
 __all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "plain_network",
@@ -204,15 +205,18 @@ class Run:
             look = fabric.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0
             if config.devices.channels_last:
                 images = channels_last(images)
-            seed_step(fabric.device, config.seed, step, fabric.global_rank)
+            turns = plan.turns(step)
             try:
-                done = training_step(
-                    self.objective, images, labels, self.optimizers, plan.phase(step),
-                    progress=step / plan.steps, step=step, parts=config.accumulate,
-                    anywhere=self.anywhere if look else None,
-                    backward=fabric.backward, move=self.move,
-                    apart=lambda: fabric.no_backward_sync(self.objective),
-                )  # fmt: skip
+                for turn, phase in zip(reversed(range(len(turns))), turns, strict=True):  # the last is number 0
+                    seed_step(fabric.device, config.seed, step, fabric.global_rank, turn)
+                    with quiet(self.model) if turn else nullcontext():
+                        done = training_step(
+                            self.objective, images, labels, self.optimizers, phase,
+                            progress=step / plan.steps, step=step, parts=config.accumulate,
+                            anywhere=self.anywhere if look else None,
+                            backward=fabric.backward, move=partial(self.move, turn),
+                            apart=lambda: fabric.no_backward_sync(self.objective),
+                        )  # fmt: skip
             except NotFinite as failure:
                 raise NotFinite(f"{failure}; try a lower learning rate") from None
             if self.average is not None:
@@ -228,10 +232,10 @@ class Run:
         """Whether something is so in any process."""
         return agree(self.fabric, so)[0]
 
-    def move(self) -> None:
+    def move(self, turn: int = 0) -> None:
         """A step of the optimizers. Noise on updates has to be the same in every process that holds a weight whole."""
         own = self.fabric.global_rank if self.config.devices.strategy == "fsdp" else 0
-        seed_step(self.fabric.device, self.config.seed, self.position.step, own, update=True)
+        seed_step(self.fabric.device, self.config.seed, self.position.step, own, turn, update=True)
         self.mover.step()
 
     def count(self, J: Tensor, R: Tensor, logits: Tensor, labels: Any) -> None:
@@ -476,9 +480,9 @@ def read_last(
     return tensors, position, rest
 
 
-def seed_step(device: torch.device, seed: int, step: int, rank: int, update: bool = False) -> None:
-    """Make a step's random numbers a function of run, step and process."""
-    words = np.random.SeedSequence((seed, step, rank, int(update))).generate_state(1, np.uint64)
+def seed_step(device: torch.device, seed: int, step: int, rank: int, turn: int = 0, update: bool = False) -> None:
+    """Make a step's random numbers a function of run, step, process, and how often the batch will be seen again."""
+    words = np.random.SeedSequence((seed, step, rank, 2 * turn + int(update))).generate_state(1, np.uint64)
     if device.type == "cpu":  # torch.manual_seed would note the seed for each kind of device, which takes longer
         torch.default_generator.manual_seed(int(words[0] >> np.uint64(1)))
     else:

@@ -33,7 +33,7 @@ class Plan:
     @property
     def apart(self) -> bool:
         """Whether the rule can align without the task."""
-        return self.rule.aligns and not self.rule.copies_gradient
+        return self.rule.aligns_alone
 
     @property
     def delay(self) -> int:
@@ -55,6 +55,13 @@ class Plan:
         task, align = self.trained(step)
         progress = step / self.steps
         return Phase(task * value(self.weights[0], progress), align * value(self.weights[1], progress))
+
+    def turns(self, step: int) -> list[Phase]:
+        """What is done with a step's batch, one after the other: alignment alone, ``align_steps`` - 1 times, and then
+        what the step trains."""
+        phase = self.phase(step)
+        again = self.config.align_steps - 1 if self.apart and phase.align > 0 else 0
+        return [Phase(0.0, phase.align)] * again + [phase]
 
     def trained(self, step: int) -> tuple[bool, bool]:
         """Whether a step trains the task, and whether it aligns."""
@@ -79,9 +86,10 @@ class Plan:
         return weight("task", self.config.task), weight("align", self.config.align)
 
     def counts(self) -> tuple[int, int]:
-        """How many steps train the task, and how many align."""
+        """How often the task's optimizer moves, and how often the one that aligns."""
         both = [self.trained(step) for step in range(self.steps)]
-        return sum(task for task, _ in both), sum(align for _, align in both)
+        turns = self.config.align_steps if self.apart else 1
+        return sum(task for task, _ in both), turns * sum(align for _, align in both)
 
     def of_epoch(self, number: int, start: int = 0) -> Iterator[int]:
         """The steps of an epoch, from its step ``start`` on."""

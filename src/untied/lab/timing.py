@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from untied.lab.config import CompareConfig, OptimizerConfig
 from untied.lab.loop import dataset, network, plain_network, task_of
 from untied.lab.optim import Group, Optimizers
-from untied.lab.step import Objective, training_step
+from untied.lab.step import Objective, Phase, training_step
 from untied.lab.tasks import Classification, Task
 from untied.layers import untied_layers
 from untied.rule import Rule
@@ -38,6 +38,7 @@ WARMING = 2  # rounds that are not counted
 AHEAD = (
     3  # steps in a row on a GPU, after one that is not counted: there Python runs ahead of the device, as in training
 )
+ALONE = Phase(task=0.0)
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -45,7 +46,8 @@ class Parts(NamedTuple):
     """Seconds of one step."""
 
     forward: float
-    """The forward pass, J and R, with the gradient of R that is made there."""
+    """The forward pass, J and R, with the gradient of R that is made there; before them the batch's steps of alignment
+    alone."""
     backward: float
     optimizer: float
 
@@ -191,9 +193,14 @@ def untied_step(
     precision: str = "32",
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     task: Task | None = None,
+    align_steps: int = 1,
     **compile: object,
 ) -> Step:
-    """`training_step` in a converted network: with R, and both optimizers. What measures W for a while is at rest."""
+    """`training_step` in a converted network: with R, and both optimizers. What measures W for a while is at rest.
+
+    Args:
+        align_steps: of each batch, where the rule can align without the task. Others as in `plain_step`.
+    """
     for layer in untied_layers(model).values():
         for weight in layer.own_weights():
             rule.rest(layer.beside(weight))
@@ -202,7 +209,7 @@ def untied_step(
         inner.compile(**compile)
     objective = wrap(in_precision(inner, str(device_of(model)), precision))
     optimizers = Optimizers(model, rule, _still(forward), _still(backward), steps=10**9)
-    count = itertools.count()
+    count, again = itertools.count(), align_steps - 1 if rule.aligns_alone else 0
 
     def run(clock: Clock) -> None:
         def back(loss: Tensor) -> None:
@@ -211,10 +218,10 @@ def untied_step(
             clock.mark()
 
         clock.start()
-        look = None if clock.cuda else bool
-        training_step(
-            objective, images, labels, optimizers, progress=0.0, step=next(count), anywhere=look, backward=back
-        )
+        look, step = None if clock.cuda else bool, next(count)
+        for _ in range(again):
+            training_step(objective, images, labels, optimizers, ALONE, progress=0.0, step=step, anywhere=look)
+        training_step(objective, images, labels, optimizers, progress=0.0, step=step, anywhere=look, backward=back)
         clock.mark()
 
     own = tuple(group.optimizer for group in optimizers.all)
@@ -260,6 +267,8 @@ def step_costs(config: CompareConfig) -> dict[str, float]:
     for entry in config.rules:
         rule, backward = config.entrants[entry]
         model = network(config.run(entry, config.first_seed), data).to(config.device).train()
-        steps[entry] = untied_step(model, rule, images, labels, config.forward, backward, task=task)
+        steps[entry] = untied_step(
+            model, rule, images, labels, config.forward, backward, task=task, align_steps=config.align_steps
+        )
     found = list(interleaved(steps, Clock(config.device), config.timing_steps))
     return {entry: statistics.median(r[entry].total / r[""].total for r in found) for entry in config.rules}

@@ -53,6 +53,8 @@ class BenchConfig:
     """32; or mixed with bfloat16 or float16 (autocast, without loss scaling)."""
     fractions: tuple[float, ...] = (1.0,)
     """Shares of the batch on which rules that see activity are evaluated: a row each."""
+    align_steps: int = 1
+    """How many steps of alignment each batch gets, as phases.align_steps of untied train has it."""
     compile: tuple[bool, ...] = (False,)
     """Whether the whole step, R included, is compiled with torch.compile: False, True, or both."""
     backend: str = "inductor"
@@ -83,7 +85,7 @@ class BenchConfig:
     """Replace an earlier run in that folder."""
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("profile", 0), ("image_size", 1), ("classes", 1)):
+        for name, least in (("rounds", 1), ("align_steps", 1), ("profile", 0), ("image_size", 1), ("classes", 1)):
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         for name in ("rules", "models", "batches", "precisions", "fractions", "compile"):
