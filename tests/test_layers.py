@@ -142,7 +142,10 @@ class Functional(nn.Module):
 def test_a_functional_use_says_which_layer_is_passed_by() -> None:
     model = Functional()
     untied.untie_(model, "sa")
-    with untied.record(model), pytest.raises(UntiedError, match=r"qkv.weight by backprop.*weight that is used directly"):
+    with (
+        untied.record(model),
+        pytest.raises(UntiedError, match=r"qkv.weight by backprop.*weight that is used directly"),
+    ):
         model(torch.randn(2, 4))
     untied.tie_(model)
     untied.untie_(model, "sa", allow="qkv.weight")
