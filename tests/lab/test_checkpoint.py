@@ -99,11 +99,34 @@ def test_a_checkpoint_of_another_run(changes: dict[str, Any], words: list[str], 
 def test_weights_of_another_model_under_the_right_name(begun: Path, tmp_path: Path) -> None:
     other = begin(tmp_path / "other", model="mlp-9")
     tensors, rest = load_file(other / LAST), header(begun / LAST)
-    del rest["digest"]  # of the other tensors
+    del rest["digest"], rest["format"]  # as an early version, whose header says nothing of the tensors
     save_file(tensors, begun / LAST, {"untied": json.dumps(rest)})
     refused(begun, "is of another model or rule: fc1.weight is (9, 16) there and (8, 16) here")
     with pytest.raises(UntiedError, match=r"fc1.weight is \(9, 16\) there"):
         evaluate_run(begun, console=silent())
+
+
+def test_no_bit_flips_unseen(tmp_path: Path) -> None:
+    """Neither in the weights nor in the header, where the digest's own name may be hit."""
+    path, given = tmp_path / "best.safetensors", torch.arange(6.0)
+    checkpoint.save(path, Position(step=3), {"model.w": given})
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UntiedError, match="is not a checkpoint of a training run, or is damaged"):
+            checkpoint.read(path)
+
+
+def test_a_header_without_its_digest(begun: Path) -> None:
+    tensors, rest = load_file(begun / LAST), header(begun / LAST)
+    del rest["digest"]
+    save_file(tensors, begun / LAST, {"untied": json.dumps(rest)})
+    refused(begun, "its bytes are not those that were written")
+    del rest["format"]  # an early version wrote neither
+    save_file(tensors, begun / LAST, {"untied": json.dumps(rest)})
+    assert checkpoint.read(begun / LAST)[1].step == 5
 
 
 def test_swapped_files(begun: Path, tmp_path: Path) -> None:

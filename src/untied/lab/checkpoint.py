@@ -35,6 +35,8 @@ __all__ = ["Position", "load", "model_tensors", "read", "restore", "save", "tens
 
 
 PREVIOUS = "previous"
+FORMAT = 2
+"""Of the header. From 2 on it has a digest, so that one without is damaged."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ def save(path: Path, position: Position, tensors: Mapping[str, Tensor], **rest: 
     Raises:
         UntiedError: it cannot be written, as on a full disk; the file that was there stays.
     """
-    header = json.dumps({"position": asdict(position), **rest})
+    header = json.dumps({"format": FORMAT, "position": asdict(position), **rest})
     # one entry: safetensors writes several in any order, and a file must be a function of what it holds
     metadata = {"untied": json.dumps({**json.loads(header), "digest": digest(tensors, header)})}
     before = _spare(path) if path.stem == "last" and path.is_file() else None
@@ -138,7 +140,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kept = header.pop("digest", None) if isinstance(header, dict) else None
         checked = validated(CheckpointHeader, header, "its header")
-        if kept is not None and kept != digest(tensors, json.dumps(header)):  # files of before have none
+        digested = kept is not None or checked.format is not None  # files of before have neither
+        if digested and kept != digest(tensors, json.dumps(header)):
             raise UntiedError("its bytes are not those that were written")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         reason = printable(" ".join(str(error).split()))
@@ -147,7 +150,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
         ) from error
     found = checked.position
     position = Position(found.step, found.lines, found.best, dict(found.identity))
-    header.pop("position")
+    del header["position"]
+    header.pop("format", None)
     return tensors, position, header
 
 

@@ -10,7 +10,7 @@ import reprlib
 import stat
 import zipfile
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -65,8 +65,9 @@ class OptimizerHeader(Strict):
 
 
 class CheckpointHeader(Strict):
-    """The header of a checkpoint; the fields with None are only in the one from which a run goes on."""
+    """The header of a checkpoint. Early ones have no format; best.safetensors has nothing after the position."""
 
+    format: Literal[2] | None = None
     position: PositionHeader
     optimizers: dict[str, OptimizerHeader] | None = None
     loss_scale: dict[str, float | int] | None = None
