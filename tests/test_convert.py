@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import untied
@@ -26,7 +28,7 @@ from cases import (
     small_net,
     step,
 )
-from untied import UntiedError
+from untied import UntiedError, record, untie_
 from untied.convert import like_weight
 from untied.layers import LAYERS as KNOWN
 from untied.layers import Untied, untied_layers
@@ -417,6 +419,31 @@ def test_it_moves_with_the_model() -> None:
     assert model.conv.backward_magnitude.dtype == torch.float32
     meta = copy.deepcopy(small_net("sa")).to("meta")
     assert meta.conv.backward_weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("rule", ["fa", "sa", "dfa", "pfa"])
+@pytest.mark.parametrize("construction", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+def test_weights_without_values_are_refused(construction: Callable[[], Any], rule: str) -> None:
+    with construction():
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+        with pytest.raises(UntiedError, match=r"^0 has weights without values .*initialise them, then untie_$"):
+            untie_(model, rule)
+    assert type(model[0]) is nn.Linear
+    real = model.to_empty(device="cpu") if model[0].weight.is_meta else nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    for layer in real:
+        layer.reset_parameters()
+    untie_(real, rule)
+    real(torch.randn(5, 6))
+
+
+@pytest.mark.parametrize("rule", ["fa", "sa"])
+def test_an_untied_model_runs_without_values(rule: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    untie_(model, rule)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, record(model, step=0, progress=0.5) as tape:
+        loss = model(mode.from_tensor(torch.randn(5, 6))).sum()
+        (loss + tape.penalty()).backward()
+    assert model[2].weight.grad.shape == (3, 4)
 
 
 # Kernels that are not called weight

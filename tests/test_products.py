@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     model = made(NamedAsAdded, "fa")
     with pytest.raises(RuntimeError, match="shapes"):
         model(torch.randn(5, 7))
-    assert not model._forward_pre_hooks and not model._forward_hooks
+    assert len(model._forward_pre_hooks) == 1 and not model._forward_hooks
     assert not torch.overrides._get_current_function_mode_stack()
 
 
@@ -127,3 +128,95 @@ def test_a_compiled_model_is_one_graph_and_is_not_looked_at() -> None:
     model(torch.randn(5, 6))
     compiled(torch.randn(5, 6)).sum().backward()
     assert not model._forward_pre_hooks
+
+
+class Interrupted(NamedAsAdded):
+    """Its first pass ends early, after the product."""
+
+    ends: BaseException | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.ends is not None:
+            ends, self.ends = self.ends, None
+            raise ends
+        return y
+
+
+@pytest.mark.parametrize("ends", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_pass_that_ends_early_is_not_the_first(ends: BaseException) -> None:
+    model = made(Interrupted, "fa")
+    model.ends = ends  # type: ignore[assignment]
+    with pytest.raises(type(ends)):
+        model(torch.randn(5, 6))
+    with pytest.raises(UntiedError, match="through pos_embed"):
+        model(torch.randn(5, 6))
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_after_an_interrupt_another_model_is_looked_at_alone() -> None:
+    old = made(Interrupted, "fa")
+    old.ends = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        old(torch.randn(5, 6))
+    new = made(Layers, "fa")
+    assert not torch.overrides._get_current_function_mode_stack()
+    new(torch.randn(5, 6))
+    with pytest.raises(UntiedError, match="through pos_embed"):
+        old(torch.randn(5, 6))
+
+
+def test_who_goes_on_is_told_again() -> None:
+    model = made(NamedAsAdded, "fa")
+    for _ in range(2):
+        with pytest.raises(UntiedError, match="through pos_embed"):
+            model(torch.randn(5, 6))
+    untied.untie_(untied.tie_(model), "fa", allow="pos_embed")
+    model(torch.randn(5, 6))
+
+
+def test_threads_share_a_model() -> None:
+    model, wrong = nn.Sequential(*(nn.Linear(6, 6) for _ in range(20))), []
+    untied.untie_(model, "fa")
+
+    def passes() -> None:
+        try:
+            for _ in range(20):
+                model(torch.randn(5, 6)).sum()
+            assert not torch.overrides._get_current_function_mode_stack()
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=passes) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not model._forward_hooks and not model._forward_pre_hooks
+
+
+class Biased(nn.Module):
+    """Attention, whose scores have a matrix added to them in the product's own call."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.q, self.k, self.how = nn.Linear(6, 6), nn.Linear(6, 6), how
+        self.bias = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.q(x), self.k(x).t()
+        if self.how == "keyword":
+            return torch.addmm(input=self.bias, mat1=q, mat2=k)
+        if self.how == "batched":
+            return torch.baddbmm(self.bias.expand(1, -1, -1), q[None], k[None])
+        return torch.addmm(self.bias, q, k) if self.how == "function" else self.bias.addmm(q, k)
+
+
+@pytest.mark.parametrize("how", ["function", "method", "keyword", "batched"])
+def test_what_is_added_carries_nothing(how: str) -> None:
+    model = Biased(how)
+    untied.untie_(model, "fa", allow="bias")  # untie_ goes by names
+    object.__setattr__(next(iter(model._forward_pre_hooks.values())), "allow", ())
+    model(torch.randn(5, 6)).sum().backward()
+    report = untied.verify(model, lambda m: m(torch.randn(5, 6)).square().mean())
+    assert report.verified, report.verdict

@@ -63,7 +63,7 @@ class Alignment(Rule):
     align(amp=1, decay=0.5, noise=normal)
     """
 
-    name, motion, combines = "align", "alignment", True
+    name, motion, combines, alone = "align", "alignment", True, ""
 
     def __init__(
         self,
@@ -191,12 +191,12 @@ class Alignment(Rule):
         """The rule whose coefficients are the sums of both, with the options of the one that has any.
 
         Raises:
-            UntiedError: the other has no coefficients, or both have options and these differ.
+            UntiedError: one of them stands alone, or both have options and these differ.
         """
         options = self.options
         if isinstance(other, Rule):
-            if not other.combines:
-                raise UntiedError(f"{other} has no coefficients: only alignment rules and primitives add")
+            if other.alone:
+                raise UntiedError(f"cannot add {self} and {other}: {other.name} {other.alone}")
             if options and other.options and options != other.options:
                 raise UntiedError(
                     f"cannot add {self} and {other}: their options differ; give both the same, or one none"

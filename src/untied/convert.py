@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
@@ -107,11 +108,11 @@ def untie_(
         What was converted, and what was left alone and why.
 
     Raises:
-        UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered
-            subclasses, uninitialised lazy layers); matrix-shaped parameters outside known layers that ``allow``
-            does not name; an unknown rule or init; an option of the rule would change nothing. Later, at the model's
-            first training pass: errors go through a matrix outside of the untied layers, such as that of a layer put
-            in afterwards.
+        UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered subclasses,
+            uninitialised lazy layers, weights without values); matrix-shaped parameters outside known layers that
+            ``allow`` does not name; an unknown rule or init; an option of the rule would change nothing. Later, at
+            the model's first training pass: errors go through a matrix outside of the untied layers, such as that of
+            a layer put in afterwards.
 
     >>> import torch, untied
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -395,6 +396,11 @@ def _check_kernels(name: str, module: nn.Module) -> None:
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         raise UntiedError(
             f"{name} is a lazy {type(module).__name__}, not initialised yet: run one forward pass before untie_"
+        )
+    if any(p.is_meta or isinstance(p, FakeTensor) for p in module.parameters()):
+        raise UntiedError(
+            f"{name or '(the model)'} has weights without values (meta or fake tensors), and B starts at the size of "
+            "W: load the model's weights or initialise them, then untie_"
         )
     if any(p.is_complex() for p in module.parameters()):
         raise UntiedError(

@@ -11,7 +11,6 @@ from .algebra import Alignment
 from .coefficients import Coefficient
 from .errors import UntiedError
 from .mirror import seeded
-from .primitives import Combination, Primitive
 from .routes import Place
 from .rule import Rule, Visit, whole
 from .spiking import estimate
@@ -50,6 +49,7 @@ class RegressionDiscontinuity(Alignment):
 
     title, source = "regression discontinuity", "Guerguiev et al. 2019"
     name, motion, combines, moves_itself = "rdd", "estimate", False, True
+    alone = "has an estimate in W's place, and other terms of R have W: use sa for both"
     defaults: ClassVar[dict[str, float]] = {"self": 1.0, "decay": 1.0}
     OPTIONS: ClassVar[dict[str, int]] = {"windows": 2000, "period": 20, "average": 1}
     local = True
@@ -92,18 +92,7 @@ class RegressionDiscontinuity(Alignment):
 
     __rmul__ = __mul__
 
-    def __add__(self, other: Rule | Combination | Primitive) -> Alignment:
-        """Refused: it has an estimate in W's place.
-
-        Raises:
-            UntiedError: always.
-        """
-        raise UntiedError(
-            f"cannot add {self} and {other}: rdd has an estimate in W's place, and other terms of R have W; use sa"
-        )
-
-    def __radd__(self, other: Rule | Combination | Primitive) -> Alignment:
-        return self + other
+    __add__, __radd__ = Rule.__add__, Rule.__radd__  # type: ignore[assignment]
 
     def beside(self, at: Place) -> dict[str, Tensor | None]:
         stand = super().beside(at)

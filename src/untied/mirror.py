@@ -67,6 +67,7 @@ class MirroredKolenPollack(Rule):
     """
 
     name, motion, local, moves_itself, mirrors = "mkp", "estimate", True, True, True
+    alone = "moves B by measurements of its own, and no R does: write one of the two, or kp in its place"
     title, source = "mirrored Kolen-Pollack", "docs/local_rule.md"
     NOISE: ClassVar[tuple[str, ...]] = ("normal", "uniform", "codes", "lattice", "spikes")
     OPTIONS: ClassVar[dict[str, Any]] = {"noise": "normal", "every": 1, "until": 64, "forget": 0.0}

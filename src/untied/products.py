@@ -7,6 +7,8 @@ needs no recording nobody else would see it.
 from __future__ import annotations
 
 import fnmatch
+import sys
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +63,9 @@ def watch(model: nn.Module, allow: Allow, left: Collection[str]) -> None:
     errors go through 1.weight by backpropagation: t
     """
     unwatch(model)
+    for left_by_an_interrupt in torch.overrides._get_current_function_mode_stack()[-1:]:
+        if isinstance(left_by_an_interrupt, Products):
+            left_by_an_interrupt.leave()
     if isinstance(model, Untied) or all(layer.rule.exact for layer in untied_layers(model).values()):
         return
     model.register_forward_pre_hook(_FirstPass(allow, tuple(left)))
@@ -83,7 +88,7 @@ class _FirstPass:
     allow: Allow
     left: tuple[str, ...]
 
-    def __call__(self, model: nn.Module, inputs: Any) -> None:
+    def __call__(self, model: nn.Module, inputs: Any = ()) -> None:
         if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
             return
         layers = untied_layers(model)
@@ -92,10 +97,17 @@ class _FirstPass:
         unwatch(model)
         seen = Products(model)
 
+        thread = threading.get_ident()
+
         def end(model: nn.Module, inputs: Any, outputs: Any) -> None:
+            if threading.get_ident() != thread:
+                return  # another thread's pass
             handle.remove()
-            seen.__exit__(None, None, None)
-            self.judge(model, layers, seen.carriers)
+            seen.leave()
+            if outputs is None and sys.exception() is not None:
+                model.register_forward_pre_hook(self)  # the pass failed: the next one is the first
+            else:
+                self.judge(model, layers, seen.carriers)
 
         handle = model.register_forward_hook(end, always_call=True)
         seen.__enter__()
@@ -109,6 +121,7 @@ class _FirstPass:
             n for n in carriers & names if not allowed(self.allow, n) and n.rpartition(".")[0] not in self.left
         )
         if found:
+            model.register_forward_pre_hook(self)  # who goes on as before is told again
             shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
             raise UntiedError(
                 f"errors go through {shown} by backpropagation: the model uses them outside of an untied layer, as it "
@@ -140,6 +153,7 @@ class Products(torch.overrides.TorchFunctionMode):
         "conv_transpose3d", "bilinear", "multi_head_attention_forward", "rnn_tanh", "rnn_relu", "lstm", "gru",
         "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell", "inner", "convolution", "chain_matmul", "multi_dot",
     })  # fmt: skip
+    ADDED = frozenset({"addmm", "baddbmm", "addbmm", "addmv"})
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -149,15 +163,23 @@ class Products(torch.overrides.TorchFunctionMode):
         self.constant = {id(b) for b in model.buffers()}
         self.carriers: set[str] = set()
 
+    def leave(self) -> None:
+        """Stop looking, if that has not been done: a pass that Ctrl-C ended stops at the next one."""
+        if self in torch.overrides._get_current_function_mode_stack()[-1:]:
+            self.__exit__(None, None, None)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return result
+        name = getattr(func, "__name__", "")
+        if name in self.ADDED:  # their first one is added, not multiplied
+            args, kwargs = args[1:], {k: v for k, v in kwargs.items() if k != "input"} if not args else kwargs
         given = [t for t in _tensors((args, kwargs)) if id(t) not in self.constant]
         weights = [self.made_of[id(t)] for t in given if id(t) in self.made_of]
         activity = [t for t in given if id(t) not in self.made_of]
-        if getattr(func, "__name__", "") in self.NAMES and any(t.requires_grad for t in activity):
+        if name in self.NAMES and any(t.requires_grad for t in activity):
             self.carriers |= {n for w, names in weights if w.dim() > 1 for n in names}
         if weights and not activity:  # a view, a transpose, a mask: still a kernel
             names = frozenset().union(*(names for _, names in weights))

@@ -50,7 +50,8 @@ class Rule:
         motion: what moves B: "transport" (a function of W), "alignment" (R), "estimate" (measurements of W).
         local: whether the rule meets both of the paper's locality criteria (section 3.1).
         combination: of primitives, that moves B; empty where none does.
-        combines: whether the combination is all that moves B, so that rules add and `untied.dynamics` covers them.
+        combines: whether the combination is all that moves B, so that `untied.dynamics` covers the rule.
+        alone: why it cannot be added to another rule, and what to write instead; empty where rules add.
         aligns: whether there is an R to descend, so that `untied.record` is needed in training.
         needs_data: whether R sees activity.
         copies: how much of W's pseudogradient goes to B's gradient too (`copy`, Kolen-Pollack).
@@ -74,6 +75,7 @@ class Rule:
     route: Route = THROUGH
     combination: Combination = Combination({})
     combines: ClassVar[bool] = False
+    alone: ClassVar[str] = "has no coefficients: write one of the two, or a sum of alignment rules and primitives"
     aligns: bool = False
     copies: float = 0.0
     fraction: float = 1.0
@@ -198,15 +200,23 @@ class Rule:
         Raises:
             UntiedError: there are none.
         """
-        raise UntiedError(f"{self} has no coefficients: it cannot be multiplied")
+        raise UntiedError(f"{self} has no coefficients, so it cannot be multiplied: leave the factor out")
 
     def __add__(self, other: Any) -> Rule:
         """The rule whose coefficients are the sums of both, where both have some.
 
         Raises:
-            UntiedError: this rule has none.
+            UntiedError: this rule stands alone.
         """
-        raise UntiedError(f"{self} has no coefficients: only alignment rules and primitives add")
+        raise UntiedError(f"cannot add {self} and {other}: {self.name} {self.alone}")
+
+    def __radd__(self, other: Any) -> Rule:
+        """What is added is not a rule, but a combination.
+
+        Raises:
+            UntiedError: this rule stands alone.
+        """
+        raise UntiedError(f"cannot add {other} and {self}: {self.name} {self.alone}")
 
     def __repr__(self) -> str:
         return str(self)

@@ -35,6 +35,7 @@ class Transport(Rule):
     """
 
     motion, local, takes_init = "transport", False, False
+    alone = "makes its B of W at each pass, so that no R could move it: write one of the two"
 
     @property
     def keeps(self) -> tuple[str, ...]:
