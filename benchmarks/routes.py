@@ -5,8 +5,8 @@
     python benchmarks/routes.py train validation --root FILE    other settings of dfa and pfa there, one seed
     python benchmarks/routes.py train angles                    feedback alignment, B at 0, 30, 60, 90 degrees to W
     python benchmarks/routes.py train grid                      pfa's expansion and decay on digits' validation split
-    python benchmarks/routes.py train parts --root FILE         what decay and expansion cost on CIFAR-10, validation images
-    python benchmarks/routes.py train products --root FILE      bp, tuned:pfa and tuned:ldfa again, on CIFAR-10's test images
+    python benchmarks/routes.py train parts --root FILE         what decay and expansion cost, validation images
+    python benchmarks/routes.py train products --root FILE      bp, tuned:pfa and tuned:ldfa again, test images
     python benchmarks/routes.py page                            results/routes/README.md from runs/routes-*
 
 Coefficients are those of `untied compare`'s `tuned:` names, chosen on the validation split of the digits with

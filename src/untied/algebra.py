@@ -214,10 +214,10 @@ class Alignment(Rule):
         return self + -other
 
     @property
-    def forward_decay(self) -> float | None:
+    def forward_decay(self) -> Coefficient | None:
         if not self.copies_gradient or not set(self.combination) <= {copy, decay} or self.needs_data:
             return None
-        return value(self.combination.get(decay, 0.0), 0.0)
+        return self.combination.get(decay, 0.0)
 
     @property
     def cost(self) -> float:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .coefficients import Coefficient
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .primitives import Combination, Primitive
@@ -135,8 +136,9 @@ class Rule:
         return self.aligns or self.route.broadcasts
 
     @property
-    def forward_decay(self) -> float | None:
-        """The weight decay that W needs in its optimizer, where B copies W and decays; else None."""
+    def forward_decay(self) -> Coefficient | None:
+        """The weight decay that W needs in its optimizer, a number or a course of training, where B copies W and
+        decays; else None."""
         return None
 
     @property

@@ -48,7 +48,6 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["compare", "--rules", "sa @ Adam(lr)"], ["'lr'", "key=value"]),
         (["compare", "--rules", "sa @ @"], ["'sa @ @'"]),
         (["compare", "--rules", "bp @ Adam"], ["leave out @"]),
-        (["compare", "--rules", "kp(decay=linear(0, 1))"], ["kp's decay", "give a number"]),
         (["compare", "--rules", "wm(amp=linear(0))"], [">>>linear<<<", "linear(first, last"]),
         (["compare", "--model", "resnt18"], ["unknown model 'resnt18'", "resnet18"]),
         (["compare", "--forward.name", "Nope"], ["unknown optimizer 'Nope'", "SGD"]),

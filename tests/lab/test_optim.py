@@ -17,6 +17,7 @@ from untied.lab.config import OptimizerConfig, PhaseConfig
 from untied.lab.optim import Optimizers, argument, factor
 from untied.lab.phases import Plan
 from untied.lab.step import Objective, Phase, training_step
+from untied.schedules import value
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
 
@@ -156,6 +157,26 @@ def test_kolen_pollacks_difference_decays_as_weights_do(forward: OptimizerConfig
         training_step(objective, x, labels, optimizers, phase, progress=step / 20, step=step)
         difference *= 1 - 0.1 * forward.lr * factor(forward, step / 20)
         torch.testing.assert_close(model[0].backward_weight - model[0].weight, difference)
+
+
+def test_kolen_pollacks_decay_may_have_a_course() -> None:
+    """B − W falls by 1 − lr · decay(progress), also from a course that begins at 0; scales and biases never decay."""
+    forward = OptimizerConfig("SGD", lr=0.1, momentum=0.0, schedule="cosine")
+    for text in ("kp(decay=linear(0, 2))", "kp(decay=exponential(2, 0.02))"):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        untied.untie_(model, text)
+        rule = model[0].rule
+        optimizers = Optimizers(model, rule, forward, PLAIN, 20)
+        objective, phase = Objective(model), Plan(PhaseConfig(), rule, 20, 1).phase(0)
+        difference = (model[0].backward_weight - model[0].weight).detach().clone()
+        for step in range(20):
+            x, labels = torch.randn(5, 6, dtype=torch.float64), torch.randint(3, (5,))
+            training_step(objective, x, labels, optimizers, phase, progress=step / 20, step=step)
+            difference *= 1 - 0.1 * factor(forward, step / 20) * value(rule.forward_decay, step / 20)
+            torch.testing.assert_close(model[0].backward_weight - model[0].weight, difference)
+        decays = {id(p): g["weight_decay"] for g in optimizers.forward.optimizer.param_groups for p in g["params"]}
+        assert decays[id(model[0].bias)] == 0 and decays[id(model[0].backward_weight)] > 0
 
 
 def test_what_copies_does_not_count_in_the_norm_that_clips() -> None:

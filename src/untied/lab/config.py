@@ -533,10 +533,6 @@ def parse_entry(text: str, backward: OptimizerConfig) -> tuple[Rule, OptimizerCo
             f"cannot read {text!r}: write a rule, perhaps with its optimizer, as in 'aa @ Adam(lr=0.003)'"
         )
     rule = parse(match["rule"])
-    if rule.forward_decay is not None and any(map(callable, rule.combination.values())):
-        raise UntiedError(
-            f"{text!r}: {rule.name}'s decay is W's weight decay too, which has no schedule here: give a number"
-        )
     if rule.forward_decay is not None and "every" in rule.options:
         raise UntiedError(f"{text!r}: {rule.name}'s decay is W's weight decay too, in every step: leave out every")
     if match["name"] is None:

@@ -19,7 +19,7 @@ from untied.layers import beside_name, untied_layers
 from untied.operations import noise_like
 from untied.primitives import decay
 from untied.rule import Rule
-from untied.schedules import value
+from untied.schedules import Coefficient, value
 
 __all__ = ["Group", "Optimizers", "factor", "rings", "time_constant"]
 
@@ -34,6 +34,7 @@ class Group:
         parameters: all of them. copies: those of them that take what the others take, clipped by the others' norm.
         steps: how often it will move, for its learning rate's schedule.
         moves: how often it has moved.
+        decay: the weight decay over the run, where it has a course. decays: the optimizer's groups that it is for.
     """
 
     parameters: list[nn.Parameter]
@@ -43,15 +44,24 @@ class Group:
     steps: int
     moves: int = 0
     copies: tuple[nn.Parameter, ...] = ()
+    decay: Coefficient = 0.0
+    decays: tuple[int, ...] = ()
 
     @staticmethod
-    def of(parts: list[dict[str, Any]], config: OptimizerConfig, steps: int, batch_size: int | None = None) -> Group:
+    def of(
+        parts: list[dict[str, Any]],
+        config: OptimizerConfig,
+        steps: int,
+        batch_size: int | None = None,
+        decay: Coefficient = 0.0,
+    ) -> Group:
         """Set up the optimizer by name, with those of our settings that it has.
 
         Args:
             parts: as optimizers take them: {"params": ...}, perhaps with a weight decay of its own.
             steps: how often it will move.
             batch_size: for a learning rate that is given for another one.
+            decay: the course of the weight decay over the run, of the parts that bring none of their own.
 
         Raises:
             UntiedError: the optimizer does not know an argument, or does not take these parameters.
@@ -65,16 +75,20 @@ class Group:
         settings = {k: getattr(config, k) for k in ("lr", "momentum", "weight_decay") if k in known}
         settings |= {name: argument(text) for name, text in config.arguments.items()}
         settings["lr"] = lr = config.lr * scale
+        parts = [part for part in parts if part["params"]]
+        decays = tuple(i for i, part in enumerate(parts) if callable(decay) and "weight_decay" not in part)
         try:
-            optimizer = kind([p for p in parts if p["params"]], **settings)
+            optimizer = kind(parts, **settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UntiedError(f"optimizer {config.name} refuses: {error}; choose another, such as SGD") from error
-        return Group([p for part in parts for p in part["params"]], config, optimizer, lr, max(steps, 1))
+        parameters = [p for part in parts for p in part["params"]]
+        return Group(parameters, config, optimizer, lr, max(steps, 1), decay=decay, decays=decays)
 
     @torch.no_grad()
     def move(self) -> None:
         """Clip this group's gradients, add noise to them or to the weights, and step."""
-        config, lr = self.config, self.lr * factor(self.config, self.moves / self.steps)
+        config, progress = self.config, self.moves / self.steps
+        lr = self.lr * factor(config, progress)
         if config.clip is not None and config.clip_by == "norm":
             copied = {id(p) for p in self.copies}
             own = [p for p in self.parameters if id(p) not in copied]
@@ -88,6 +102,8 @@ class Group:
                     p.grad.add_(noise_like(p.grad, config.noise_kind, config.noise))
         for part in self.optimizer.param_groups:
             part["lr"] = lr
+        for i in self.decays:
+            self.optimizer.param_groups[i]["weight_decay"] = value(self.decay, progress)
         self.optimizer.step()
         if config.noise and config.noise_on == "variable":
             for p in self.parameters:
@@ -163,9 +179,10 @@ class Optimizers(torch.optim.Optimizer):
         W, B = untied.parameter_groups(model)
         W = [w for w in W if w.requires_grad]
         B = [b for b in B if b.requires_grad]
-        if rule.forward_decay is not None:
-            forward = dataclasses.replace(forward, weight_decay=rule.forward_decay)
-            if rule.forward_decay and "weight_decay" not in inspect.signature(optimizer_class(forward.name)).parameters:
+        course = rule.forward_decay
+        if course is not None:
+            forward = dataclasses.replace(forward, weight_decay=value(course, 0.0))
+            if course and "weight_decay" not in inspect.signature(optimizer_class(forward.name)).parameters:
                 raise UntiedError(
                     f"rule {rule} needs W's weight decay, and optimizer {forward.name} has none: choose another, "
                     "such as SGD"
@@ -178,10 +195,10 @@ class Optimizers(torch.optim.Optimizer):
         if rule.copies_gradient:
             factors = {id(b) for b in _factors(model)}
             together = [
-                {"params": [b for b in B if id(b) not in factors], "weight_decay": rule.forward_decay or 0.0},
+                {"params": [b for b in B if id(b) not in factors], **(_NO_DECAY if course is None else {})},
                 {"params": [b for b in B if id(b) in factors], **_NO_DECAY},
             ]
-        self.forward = Group.of(parts + together, forward, steps, batch_size)
+        self.forward = Group.of(parts + together, forward, steps, batch_size, 0.0 if course is None else course)
         self.forward.copies = tuple(B) if together else ()
         self.backward = (
             Group.of([{"params": B}], backward, steps if align_steps is None else align_steps, batch_size)
