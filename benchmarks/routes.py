@@ -31,12 +31,19 @@ OUT = ROOT / "results" / "routes"
 END = "<!-- /tables -->"
 RULES = ("bp", "fa", "tuned:dfa", "tuned:drtp", "tuned:dkp", "tuned:pfa", "tuned:ldfa", "tuned:kp", "tuned:sa", "mkp")
 ANGLES = (0, 30, 60, 90)
-GRID = tuple(f"pfa(expand={expand}, decay={decay})" for expand in (4, 10, 20) for decay in (0.003, 0.01, 0.03))
+COURSES = ("exponential(0.1, 0.001)", "exponential(0.03, 0.0003)")
+GRID = (
+    *(f"pfa(expand={expand}, decay={decay})" for expand in (4, 10, 20) for decay in (0.003, 0.01, 0.03)),
+    *(f"pfa(expand={expand}, decay={course})" for expand in (4, 10, 20) for course in COURSES),
+)
 VALIDATED = (
     "pfa", "pfa(decay=0.003)", "dfa(kernel=position, scale=0.03)", "dfa(kernel=position, scale=0.1)",
     "pfa(decay=0.01)", "bp",
 )  # fmt: skip
-PARTS = ("bp", "pfa(expand=4, decay=0.01)", "pfa(expand=10, decay=0.01)", "pfa(expand=20, decay=0.01)")
+PARTS = (
+    "bp", "pfa(expand=4, decay=0.01)", "pfa(expand=10, decay=0.01)", "pfa(expand=10, decay=exponential(0.1, 0.001))",
+    "pfa(expand=20, decay=0.01)",
+)  # fmt: skip
 DECAYS = (0.01, 0.03)
 CIFAR = ("--data", "cifar10", "--epochs", "5", "--data.batch-size", "64")
 
