@@ -40,10 +40,7 @@ VALIDATED = (
     "pfa", "pfa(decay=0.003)", "dfa(kernel=position, scale=0.03)", "dfa(kernel=position, scale=0.1)",
     "pfa(decay=0.01)", "bp",
 )  # fmt: skip
-PARTS = (
-    "bp", "pfa(expand=4, decay=0.01)", "pfa(expand=10, decay=0.01)", "pfa(expand=10, decay=exponential(0.1, 0.001))",
-    "pfa(expand=20, decay=0.01)",
-)  # fmt: skip
+PARTS = ("bp", "pfa(expand=10, decay=0.01)", "pfa(expand=10, decay=exponential(0.1, 0.001))")
 DECAYS = (0.01, 0.03)
 CIFAR = ("--data", "cifar10", "--epochs", "5", "--data.batch-size", "64")
 
@@ -68,7 +65,8 @@ COMPARISONS: dict[str, tuple[int, list[str]]] = {
         )
         for decay in DECAYS
     },
-    "products": (0, [*CIFAR, "--no-frozen", "--rules", "bp", "tuned:pfa", "tuned:ldfa"]),
+    "products": (0, [*CIFAR, "--no-frozen", "--rules", "bp", "tuned:ldfa"]),
+    "products-pfa": (0, [*CIFAR, "--no-frozen", "--rules", "tuned:pfa"]),
     "validation": (3, [*CIFAR, "--evaluate-on", "validation", "--no-frozen", "--rules", *VALIDATED]),
     **{
         f"angles-{angle}": (10, ["--data", "digits", "--rules", "bp", "fa", "--init", f"angle({angle})", "--no-frozen"])

@@ -162,17 +162,23 @@ class MirroredKolenPollack(Rule):
         fan_in = visit.geometry.patch(W)[2]
         m = needed_patches(fan_in) if self.noise == "lattice" else patches or fan_in
         with torch.no_grad(), seeded(stream, evaluations, W.device):
-            if self.noise == "spikes":
-                found = estimate(W, visit.geometry, max(m, WINDOWS), name=visit.name)
-                measurement, m = found.weight, max(round(fan_in / found.variance), 1)
-            else:
-                measurement = measured(W, visit.geometry, m, self.noise)
+            measurement, m = self.measurement(visit, m)
             exact = (
                 self.noise in ("codes", "lattice") and m >= fan_in and m == needed_patches(m)
             )  # all codes, each once
             gain = 1.0 if exact else max(m / (fan_in / PRIOR + total + m), self.forget)
             B.data.lerp_(measurement.to(B.dtype), gain)
             visit.beside["backward_heard"][1:3].add_(torch.tensor([m, 1], device=B.device))
+
+    def measurement(self, visit: Visit, patches: int) -> tuple[Tensor, int]:
+        """One estimate of W, in its layout, and for how many patches of normal noise it counts. A subclass may measure
+        in a way of its own; random numbers are seeded here by the layer's stream and the number of its evaluation.
+        """
+        W = visit.W.detach()
+        if self.noise != "spikes":
+            return measured(W, visit.geometry, patches, self.noise), patches
+        found = estimate(W, visit.geometry, max(patches, WINDOWS), name=visit.name)
+        return found.weight, max(round(visit.geometry.patch(W)[2] / found.variance), 1)
 
     def predicted_angle(self, beside: Mapping[str, Any], fan_in: int) -> float:
         """The weight angle that the average should have by now, in degrees: ‖E‖² / ‖W‖² = 1 / (1/P₀ + S/i)."""
