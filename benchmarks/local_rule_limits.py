@@ -233,7 +233,7 @@ def one(condition: Condition, rule: Any, seed: int) -> tuple[float, float, float
     torch.manual_seed(2_000_003 + seed)
     W = [p for n, p in model.named_parameters() if "backward" not in n]
     optimizer = torch.optim.SGD(W, 0.05, momentum=0.9)
-    train(model, data, seed, EPOCHS, [optimizer], condition.rate, condition.before, condition.after)
+    train(model, data, EPOCHS, [optimizer], condition.rate, condition.before, condition.after)
     model.eval()
     return accuracy(model, data.test), *angles(model, data.test)
 

@@ -49,7 +49,6 @@ def network(name: str, rule: str | Rule, seed: int) -> nn.Module:
 def train(
     model: nn.Module,
     data: Dataset,
-    seed: int,
     epochs: int,
     optimizers: Sequence[torch.optim.Optimizer],
     rate: Callable[[float], float] = lambda progress: 1.0,
