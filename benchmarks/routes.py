@@ -42,6 +42,7 @@ VALIDATED = (
 )  # fmt: skip
 PARTS = ("bp", "pfa(expand=10, decay=0.01)", "pfa(expand=10, decay=exponential(0.1, 0.001))")
 DECAYS = (0.01, 0.03)
+CHOSEN = ("pfa(expand=10, decay=exponential(0.1, 0.001))", "pfa(expand=10, decay=0.01)")
 CIFAR = ("--data", "cifar10", "--epochs", "5", "--data.batch-size", "64")
 
 COMPARISONS: dict[str, tuple[int, list[str]]] = {
@@ -66,7 +67,7 @@ COMPARISONS: dict[str, tuple[int, list[str]]] = {
         for decay in DECAYS
     },
     "products": (0, [*CIFAR, "--no-frozen", "--rules", "bp", "tuned:ldfa"]),
-    "products-pfa": (0, [*CIFAR, "--no-frozen", "--rules", "tuned:pfa"]),
+    "products-pfa": (0, [*CIFAR, "--no-frozen", "--rules", *CHOSEN]),
     "validation": (3, [*CIFAR, "--evaluate-on", "validation", "--no-frozen", "--rules", *VALIDATED]),
     **{
         f"angles-{angle}": (10, ["--data", "digits", "--rules", "bp", "fa", "--init", f"angle({angle})", "--no-frozen"])
