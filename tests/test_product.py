@@ -147,6 +147,27 @@ def test_the_path_angle_falls_while_neither_factor_aligns() -> None:
     assert untied.metrics.weight_angles(model)["2"] < first - 30
 
 
+@pytest.mark.parametrize("expand", [1, 4, 10])
+@pytest.mark.parametrize("layer", [nn.Linear(30, 20), nn.Conv2d(5, 20, 3, groups=1)])
+def test_the_path_angle_has_a_floor_that_the_expansion_sets(layer: nn.Module, expand: int) -> None:
+    """R = Pᵀ W is where copy and decay lead. E[(P Pᵀ)²] = (1 + (o + 1)/m) I for m middle channels: the floor."""
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double()
+    untied.untie_(layer, f"pfa(expand={expand})")
+    module: Any = layer
+    geometry, W, outputs, draws = module.geometry_of("weight"), module.weight.detach(), 20, 200
+    along, size = 0.0, 0.0
+    for _ in range(draws):
+        P = module.rule.route.factor(1, outputs, expand * outputs, geometry.rows(W))
+        module.backward_factor.data.copy_(P)
+        module.backward_weight.data.copy_(geometry.from_rows(P.mT @ geometry.rows(W), W.shape))
+        K = module.backward_kernel("weight", module.weight).detach()
+        along, size = along + float((K * W).sum()) / draws, size + float(K.square().sum()) / draws
+    square = float(W.square().sum())
+    assert along == pytest.approx(square, rel=0.05)
+    assert size / square == pytest.approx(1 + (outputs + 1) / (expand * outputs), rel=0.05)
+
+
 def test_oja_and_float16_or_split_attention_are_refused() -> None:
     layer = nn.Linear(4, 3)
     untied.untie_(layer, "ldfa(rank=2)")
