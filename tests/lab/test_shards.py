@@ -17,6 +17,7 @@ from untied import UntiedError
 from untied.lab.cli import main
 from untied.lab.data import Batch, DataConfig, Loader, load, shard_loader, shards
 from untied.lab.data.shards import open_index, samples, write_shards
+from untied.lab.data.smaller import Smaller
 
 fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -354,3 +355,65 @@ def test_real_images(shared_data: Path, tmp_path: Path) -> None:
             assert images.shape == (loader.batch_size, 3, 64, 64) and images.mean().abs() < 0.5
             assert len(labels.unique()) > 7  # mixed
     assert packed.train.damaged == {}
+
+
+# made smaller
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Large and small images of several formats."""
+    for part in ("train", "val"):
+        for number, size in enumerate([(300, 200), (90, 100), (40, 260), (120, 120)]):
+            name = f"{number}.{'png' if number else 'jpg'}"
+            path = tmp_path / "photographs" / part / ("cat", "dog")[number % 2] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size, (50 * number, 9, 200)).save(path)
+    return tmp_path / "photographs"
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_large_images_are_made_smaller_and_small_ones_stay(photographs: Path, tmp_path: Path, workers: int) -> None:
+    write_shards(photographs, tmp_path / "out", per_shard=3, smaller=Smaller(100, 80), workers=workers)
+    index = open_index(tmp_path / "out/train")
+    assert index.smaller == Smaller(100, 80)
+    packed = {s.name.rpartition("-")[2]: s for path in index.shards for s in samples(path)}
+    assert set(packed) == {"0.jpg", "1.png", "2.jpg", "3.jpg"}
+    sizes = {name: Image.open(io.BytesIO(sample.content)).size for name, sample in packed.items()}
+    assert sizes == {"0.jpg": (100, 67), "1.png": (90, 100), "2.jpg": (15, 100), "3.jpg": (100, 100)}
+    assert packed["1.png"].content == (photographs / "train/dog/1.png").read_bytes()
+    assert {name: sample.label for name, sample in packed.items()} == {"0.jpg": 0, "1.png": 1, "2.jpg": 0, "3.jpg": 1}
+
+
+def test_splits_of_different_sides_do_not_go_together(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_shards(photographs, out, smaller=Smaller(100))
+    (out / "val").rename(tmp_path / "away")
+    write_shards(photographs, tmp_path / "other", smaller=Smaller(80, 70))
+    (tmp_path / "other/val").rename(out / "val")
+    with pytest.raises(
+        UntiedError, match=r"training shards have side 100, quality 90 and .* side 80, quality 70: pack"
+    ):
+        load(config(out, batch_size=2), seed=0)
+    fields = json.loads((out / "val/index.json").read_text())
+    (out / "val/index.json").write_text(json.dumps({k: fields[k] for k in ("classes", "shards")}))
+    with pytest.raises(UntiedError, match="side 100, quality 90 and those of the test split full size"):
+        load(config(out, batch_size=2), seed=0)
+
+
+def test_making_smaller_with_the_command(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", str(photographs), str(tmp_path / "out"), "--side", "100", "--quality", "75"]) == 0
+    assert open_index(tmp_path / "out/val").smaller == Smaller(100, 75)
+    for words, said in (
+        (["--quality", "75"], "quality is set, but no image is made smaller: add --side"),
+        (["--side", "0"], "side is 0: it is a number of pixels from 1 to"),
+        (["--side", "9", "--quality", "96"], "quality is 96: JPEG has 1 to 95"),
+        (["--side", "9", "--workers", "-1"], "workers is -1"),
+    ):
+        capsys.readouterr()
+        assert main(["shards", str(photographs), str(tmp_path / "more"), *words]) == 2
+        assert said in capsys.readouterr().err
+    (photographs / "train/cat/0.jpg").write_bytes((photographs / "train/cat/0.jpg").read_bytes()[:400])
+    assert main(["shards", str(photographs), str(tmp_path / "more"), "--side", "9"]) == 2
+    said = capsys.readouterr().err
+    assert "0.jpg smaller" in said and "leave side out" in said and said.count("\n") == 1

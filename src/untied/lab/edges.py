@@ -80,6 +80,8 @@ class ShardIndex(Strict):
 
     classes: Annotated[list[str | int], Field(max_length=10**6)]
     shards: dict[str, Annotated[int, Field(strict=True, ge=0, le=10**9)]]
+    side: Annotated[int, Field(strict=True, ge=1, le=2**14)] | None = None
+    quality: Annotated[int, Field(strict=True, ge=1, le=95)] | None = None
 
 
 def validated(kind: type[T], values: Any, what: str) -> T:

@@ -12,13 +12,14 @@ from untied.lab import own
 from untied.lab.edges import bounded
 from untied.lab.reading import Rare
 
-__all__ = ["Augment", "DataConfig", "DataName", "Preprocess"]
+__all__ = ["Augment", "DataConfig", "DataName", "Decoder", "Preprocess"]
 
 DataName = Literal[
     "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "shards", "synthetic", "text", "series"
 ]  # fmt: skip
 Augment = Literal["none", "standard"]
 Preprocess = Literal["resnet", "inception"]
+Decoder = Literal["pillow", "simplejpeg"]
 
 GENERATED = ("text", "series")
 DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10", "cifar100")
@@ -56,6 +57,9 @@ class DataConfig:
     preprocessing: Rare[Preprocess] = "resnet"
     """How a folder or shards are cropped and scaled. resnet: random resized crops and mirroring, ImageNet's mean and
     deviation; inception: also smaller crops and colour distortion, values from -1 to 1, for v2 ResNets at 299."""
+    decoder: Rare[Decoder] = "pillow"
+    """What decodes the JPEG files of a folder or shards. simplejpeg is the faster one, and comes with the
+    extra images. Its pixels are the same, and resizing them differs by a rounding."""
     image_size: Rare[int | None] = None
     """The side in pixels of what a folder or shards yield. By default it is 224, or 299 for inception."""
     strict: Rare[bool] = False
@@ -84,7 +88,11 @@ class DataConfig:
             )
         sizes = dict.fromkeys(("image_size",), 2**14) | dict.fromkeys(("synthetic_classes", "synthetic_count"), 10**8)
         bounded(self, batch_size=10**9, evaluation_batch_size=10**9, workers=1024, limit=10**9, **sizes)
-        for field, possible in (("augment", get_args(Augment)), ("preprocessing", get_args(Preprocess))):
+        for field, possible in (
+            ("augment", get_args(Augment)),
+            ("preprocessing", get_args(Preprocess)),
+            ("decoder", get_args(Decoder)),
+        ):
             if (given := getattr(self, field)) not in possible:
                 raise UntiedError(f"unknown {field} {given!r}: possible are {', '.join(possible)}")
         for field in (
@@ -112,6 +120,10 @@ class DataConfig:
             raise UntiedError(f"data {self.name} needs root, the path that holds train/ and val/")
         if self.name == "shards" and self.limit is not None:
             raise UntiedError("limit needs the class of every image, which shards do not list: leave it out")
+        if self.decoder != "pillow" and self.name not in ("folder", "shards"):
+            raise UntiedError(
+                f"decoder is {self.decoder}, but {self.name} has no image files: it is for folder and shards"
+            )
         if self.is_own or self.name in GENERATED:
             way_out = "is data of your own: do it in its Dataset" if self.is_own else "has no images: leave it out"
             for field in ("limit", "augment", "image_size"):

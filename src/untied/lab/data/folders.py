@@ -136,7 +136,9 @@ def load_folder(config: DataConfig, *, seed: int, device: torch.device | str) ->
     kept, held = split(labels, config.validation, config.limit)
     chosen = preprocessing(config)
     normalise = Normalise(chosen.mean, chosen.std, device)
-    options: dict[str, Any] = dict(device=device, workers=config.workers, strict=config.strict)
+    options: dict[str, Any] = dict(
+        device=device, workers=config.workers, strict=config.strict, decoded_by=config.decoder
+    )
     evaluation = (chosen.evaluation, normalise, config.evaluation_batch_size)
     return Dataset(
         config.root.resolve().name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as transforms
 
 from untied.errors import UntiedError
+from untied.lab.data.config import Decoder
+from untied.lab.data.decoders import decoder
 from untied.lab.data.loader import Batch, Loader
-from untied.lab.data.pixels import rgb
 from untied.lab.data.tensors import Normalise
 from untied.lab.edges import expect_file, printable
 
@@ -46,16 +46,16 @@ class Damaged(NamedTuple):
 class Reader(torch.utils.data.Dataset["tuple[Tensor, int] | Damaged"]):
     """Items to uint8 tensors (3, size, size) and labels. What random numbers the transform draws are the item's."""
 
-    def __init__(self, transform: transforms.Transform) -> None:
-        self.transform = transform
+    def __init__(self, transform: transforms.Transform, decoded_by: Decoder = "pillow") -> None:
+        self.transform = transforms.Compose([transform, transforms.PILToTensor()])  # which lets tensors pass
+        self.decode = decoder(decoded_by)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int] | Damaged:
         try:
             if item.content is None:
                 expect_file(Path(item.name))
             content = Path(item.name).read_bytes() if item.content is None else item.content
-            with Image.open(io.BytesIO(content)) as opened:
-                image = rgb(opened)  # reads all of it, and so finds what is cut short
+            image = self.decode(content)
         except UnidentifiedImageError:
             return Damaged(printable(item.name), "not an image of a known format" if content else "an empty file")
         except Exception as error:  # decoders raise whatever their code runs into in broken files
@@ -64,10 +64,10 @@ class Reader(torch.utils.data.Dataset["tuple[Tensor, int] | Damaged"]):
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(item.key)
         try:
-            image = self.transform(image)
+            pixels: Tensor = self.transform(image)
         finally:
             torch.set_rng_state(state)
-        return transforms.functional.pil_to_tensor(image), item.label
+        return pixels, item.label
 
 
 def collate(items: Sequence[tuple[Tensor, int] | Damaged], fill: bool = False) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -106,13 +106,17 @@ class ImageLoader(Loader):
 
     Args:
         size: number of images.
-        transform: of PIL images.
+        transform: of what the decoder gives.
         normalise: statistics, on the device.
         batch_size: images in a batch.
         device: where the batches go.
         workers: processes that read; 0 reads in this one.
         seed: None for validation and test.
         strict: whether a damaged image is an error.
+        decoded_by: the library that decodes.
+
+    Raises:
+        UntiedError: that library is not installed.
     """
 
     def __init__(
@@ -126,8 +130,11 @@ class ImageLoader(Loader):
         workers: int = 0,
         seed: int | None = None,
         strict: bool = False,
+        decoded_by: Decoder = "pillow",
     ) -> None:
         super().__init__(size, batch_size, seed)
+        self.reader = Reader(transform, decoded_by)
+        self.decoded_by = decoded_by
         self.transform = transform
         self.normalise = normalise
         self.device = torch.device(device)
@@ -138,7 +145,7 @@ class ImageLoader(Loader):
         """Arguments of a loader that prepares its images as another one does."""
         assert isinstance(like, ImageLoader)  # of the same data set
         return (like.transform, like.normalise, like.batch_size), {
-            "device": self.device, "workers": self.workers, "strict": self.strict,
+            "device": self.device, "workers": self.workers, "strict": self.strict, "decoded_by": self.decoded_by,
         }  # fmt: skip
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Batch]:
@@ -157,7 +164,7 @@ class ImageLoader(Loader):
                 failures.append(error)
 
         loader = DataLoader(
-            Reader(self.transform),
+            self.reader,
             batch_sampler=until_failure(),  # Reader is asked for items, not for numbers
             num_workers=self.workers,
             collate_fn=partial(collate, fill=self.seed is not None),

@@ -16,7 +16,7 @@ __all__ = ["Preprocessing", "inception", "preprocessing", "resnet"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Transforms of PIL images to (size, size), and statistics of their values, which run from 0 to 255."""
+    """Transforms of decoded pictures to (size, size), and statistics of their values, which run from 0 to 255."""
 
     train: transforms.Transform
     evaluation: transforms.Transform
@@ -73,8 +73,8 @@ def inception(size: int) -> Preprocessing:
     )
 
 
-def centre(image: Image) -> Image:
+def centre(image: Image | Tensor) -> Image | Tensor:
     """The central 87.5 % of each side, at least a pixel."""
-    width, height = (max(1, round(0.875 * side)) for side in image.size)
-    cropped: Image = transforms.functional.center_crop(image, [height, width])
+    height, width = (max(1, round(0.875 * side)) for side in transforms.functional.get_size(image))
+    cropped: Image | Tensor = transforms.functional.center_crop(image, [height, width])
     return cropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def hold_out(index: Index, fraction: float) -> tuple[Index, Index]:
             "make smaller ones, or set validation to 0"
         )
     kept = len(shards) - count
-    return Index(index.classes, dict(shards[:kept])), Index(index.classes, dict(shards[kept:]))
+    return replace(index, shards=dict(shards[:kept])), replace(index, shards=dict(shards[kept:]))
 
 
 def load_shards(config: DataConfig, *, seed: int, device: torch.device | str) -> Dataset:
@@ -126,10 +127,19 @@ def load_shards(config: DataConfig, *, seed: int, device: torch.device | str) ->
             f"{config.root}: the training shards have {len(index.classes)} classes and those of the test split "
             f"{len(test.classes)}, which are not among the first of these: both need the same classes"
         )
+    if test.smaller != index.smaller:
+        one, other = (
+            f"side {i.smaller.side}, quality {i.smaller.quality}" if i.smaller else "full size" for i in (index, test)
+        )
+        raise UntiedError(
+            f"{config.root}: the training shards have {one} and those of the test split {other}: pack both alike"
+        )
     kept, held = hold_out(index, config.validation)
     chosen = preprocessing(config)
     normalise = Normalise(chosen.mean, chosen.std, device)
-    options: dict[str, Any] = dict(device=device, workers=config.workers, strict=config.strict)
+    options: dict[str, Any] = dict(
+        device=device, workers=config.workers, strict=config.strict, decoded_by=config.decoder
+    )
     evaluation = (chosen.evaluation, normalise, config.evaluation_batch_size)
     return Dataset(
         config.root.resolve().name,

@@ -3,26 +3,31 @@
 A shard holds KEY.jpg (or .jpeg, .png, ...) and KEY.cls, the number of the class as text, one image after the other.
 Beside the shards of a split lies index.json, with the names of the classes and the number of images in each shard:
 
-    {"classes": ["cat", "dog"], "shards": {"000000.tar": 1000, "000001.tar": 350}}
+    {"classes": ["cat", "dog"], "shards": {"000000.tar": 1000, "000001.tar": 350}, "side": 400, "quality": 90}
+
+Where images were made smaller, side is the largest that was kept, in pixels, and quality that of the new JPEG files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from untied.errors import UntiedError
 from untied.lab.data.folders import list_splits
+from untied.lab.data.smaller import Smaller, as_it_is
 from untied.lab.data.splits import SEED
 from untied.lab.edges import ShardIndex, expect_file, load_json, validated
 
@@ -39,6 +44,8 @@ class Index:
     classes: tuple[str, ...]
     shards: dict[Path, int]
     """The shards, sorted, and the number of images in each."""
+    smaller: Smaller | None = None
+    """How large images were made smaller, if they were."""
 
 
 class Sample(NamedTuple):
@@ -51,8 +58,10 @@ class Sample(NamedTuple):
     label: int
 
 
-def write_shards(root: Path, out: Path, per_shard: int = 1000) -> dict[Path, Index]:
-    """Pack an image folder into shards, the files as they are.
+def write_shards(
+    root: Path, out: Path, per_shard: int = 1000, smaller: Smaller | None = None, workers: int = 0
+) -> dict[Path, Index]:
+    """Pack an image folder into shards.
 
     The images of each split are shuffled once, always in the same way, so that every shard has images of all
     classes. A split appears in ``out`` when it is complete.
@@ -61,6 +70,8 @@ def write_shards(root: Path, out: Path, per_shard: int = 1000) -> dict[Path, Ind
         root: a folder that holds train/CLASS/IMAGE, and val/CLASS/IMAGE or test/CLASS/IMAGE.
         out: gets train/*.tar, and val/*.tar or test/*.tar.
         per_shard: images in a shard; the last one has what remains.
+        smaller: how large images are made smaller. Without it, files are packed as they are.
+        workers: threads that make them smaller, in which Pillow lets go of Python; 0 does it in this one.
 
     Returns:
         The folders written, and what is in them.
@@ -70,42 +81,54 @@ def write_shards(root: Path, out: Path, per_shard: int = 1000) -> dict[Path, Ind
     """
     if per_shard < 1:
         raise UntiedError(f"per_shard is {per_shard}: a shard holds at least 1 image")
+    if not 0 <= workers <= 1024:
+        raise UntiedError(f"workers is {workers}: it must be 0 (no other thread) to 1024")
     classes, splits = list_splits(root)
     for split in splits:
         if (out / split).exists():
             raise UntiedError(f"{out / split} is there already: remove it, or choose another folder")
     written = {}
-    for split, (files, labels) in splits.items():
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SEED))
-        part = out / f"{split}.part"
-        shards = {}
-        try:
-            shutil.rmtree(part, ignore_errors=True)  # what an interrupted earlier call has left
-            part.mkdir(parents=True)
-            for number, index in enumerate(order.split(per_shard)):
-                write_shard(part / f"{number:06d}.tar", [(Path(files[i]), int(labels[i])) for i in index.tolist()])
-                shards[out / split / f"{number:06d}.tar"] = len(index)
-            written[out / split] = Index(classes, shards)
-            write_index(part, written[out / split])
-            part.rename(out / split)
-        except OSError as error:
-            raise UntiedError(f"cannot pack {root} into {out}: {error}") from error
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers)) if workers and smaller else None
+        for split, (files, labels) in splits.items():
+            order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SEED))
+            part = out / f"{split}.part"
+            shards = {}
+            try:
+                shutil.rmtree(part, ignore_errors=True)  # what an interrupted earlier call has left
+                part.mkdir(parents=True)
+                for number, index in enumerate(order.split(per_shard)):
+                    images = [(Path(files[i]), int(labels[i])) for i in index.tolist()]
+                    write_shard(part / f"{number:06d}.tar", images, smaller, pool)
+                    shards[out / split / f"{number:06d}.tar"] = len(index)
+                written[out / split] = Index(classes, shards, smaller)
+                write_index(part, written[out / split])
+                part.rename(out / split)
+            except OSError as error:
+                raise UntiedError(f"cannot pack {root} into {out}: {error}") from error
     return written
 
 
-def write_shard(path: Path, images: list[tuple[Path, int]]) -> None:
+def write_shard(
+    path: Path, images: list[tuple[Path, int]], smaller: Smaller | None, pool: ThreadPoolExecutor | None
+) -> None:
     """Write one shard."""
     from webdataset import TarWriter  # here, as it is slow to import
 
+    contents = (pool.map if pool else map)(smaller or as_it_is, [image for image, _ in images])
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
-        for number, (image, label) in enumerate(images):
+        for number, ((image, label), (suffix, packed)) in enumerate(zip(images, contents, strict=True)):
             key = f"{number:06d}-{image.stem.replace('.', '_')}"  # a key ends at its first dot
-            writer.write({"__key__": key, image.suffix[1:].lower(): image.read_bytes(), "cls": str(label).encode()})
+            writer.write({"__key__": key, suffix: packed, "cls": str(label).encode()})
 
 
 def write_index(folder: Path, index: Index) -> None:
     """Write index.json, at once: other processes may be about to read it."""
-    fields = {"classes": index.classes, "shards": {path.name: count for path, count in index.shards.items()}}
+    fields: dict[str, Any] = {
+        "classes": index.classes,
+        "shards": {path.name: count for path, count in index.shards.items()},
+    }
+    fields |= dataclasses.asdict(index.smaller) if index.smaller else {}
     part = folder / f"{INDEX}.{os.getpid()}.part"
     part.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
     part.replace(folder / INDEX)
@@ -152,7 +175,8 @@ def read_index(path: Path) -> Index:
         expect_file(path)
         fields = validated(ShardIndex, load_json(path.read_text(encoding="utf-8"), "it"), "it")
         shards = {path.parent / name: count for name, count in sorted(fields.shards.items())}
-        return Index(tuple(map(str, fields.classes)), shards)
+        smaller = Smaller(fields.side, fields.quality) if fields.side and fields.quality else None
+        return Index(tuple(map(str, fields.classes)), shards, smaller)
     except (OSError, ValueError) as error:
         raise UntiedError(f"cannot read {path} ({error}): delete it, and it is made again") from error
 
