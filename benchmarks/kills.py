@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,9 @@ KINDS = {"train": Kind(train, resumed, of_train), "compare": Kind(compare, compa
 
 def fork(words: list[str], log: Path) -> int:
     pid = os.fork()
+    with suppress(OSError):  # here and there, as either may be first
+        os.setpgid(pid, pid)
     if pid == 0:
-        os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from rich.console import Console
 
 from runs import command, silent
 from servers import Server, Wire, mysql, postgresql
+from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
+from untied.lab.loop import Run, Stopped
+from untied.lab.record import RunFolder
 from untied.lab.study.config import CHANGEABLE, TransferConfig
 from untied.lab.study.queue import Queue
-from untied.lab.study.run import finish, named, open_folder
-from untied.lab.study.storage import create, open_storage
+from untied.lab.study.recover import recover
+from untied.lab.study.run import finish, named, open_folder, run
+from untied.lab.study.storage import create, load, open_storage
 
 EPOCHS = 150
 
@@ -118,3 +125,101 @@ def test_a_killed_worker_and_one_without_its_database(server: Server, tmp_path: 
     storage.engine.dispose()  # type: ignore[attr-defined]
     for wire in wires:
         wire.close()
+
+
+def begun(out: Path) -> Queue:
+    """The queue of a study of four runs that nobody has taken."""
+    config = named(study_of(out, seeds=2))
+    definition = config.define()
+    open_folder(out, definition)
+    study, _ = create(open_storage(config.storage), config.name, definition, CHANGEABLE)
+    return Queue(study, config.plan(definition), config.silence, retries=9)
+
+
+def test_a_kill_between_two_parameters_changes_no_run(tmp_path: Path) -> None:
+    """The next attempt has all that is planned, and not the few that had been written before, the others drawn."""
+    queue = begun(tmp_path)
+    queue.fill()
+    claim = queue.take()
+    assert claim is not None
+    claim.trial.suggest_categorical("rule", ["bp", "sa"])  # here its worker is killed
+    queue._fail(claim.trial._trial_id)
+    queue.fill()
+    again = max(queue.study.get_trials(), key=lambda trial: trial.number)
+    assert again.user_attrs["key"] == claim.key
+    assert again.system_attrs["fixed_params"] == queue.plan[claim.key]
+
+
+def test_a_kill_before_an_attempt_has_its_folder_loses_no_training(tmp_path: Path) -> None:
+    queue = begun(tmp_path)
+    queue.fill()
+    first = queue.take()
+    assert first is not None
+    for name, value in queue.plan[first.key].items():
+        first.trial.suggest_categorical(name, [value])
+    first.trial.set_user_attr("folder", first.key)
+    queue.release(first)
+    for _ in range(2):  # the next worker, and the one after it, is killed at once
+        queue.fill()
+        trial = max(queue.study.get_trials(), key=lambda trial: trial.number)
+        assert trial.user_attrs["before"] == [first.key, True]
+        assert trial.system_attrs["fixed_params"] == queue.plan[first.key]
+        queue.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        queue._fail(trial._trial_id)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("UPDATE trials SET number = 0", "two of its trials have one number"),
+        ('UPDATE study_user_attributes SET value_json = \'{"format": 1, "definition": [1]}\'', r"definition is \[1\]"),
+        ("UPDATE trial_user_attributes SET value_json = '7' WHERE key = 'worker'", "worker is 7"),
+        ("UPDATE trial_user_attributes SET value_json = '\"x\"' WHERE key = 'attempt'", "attempt is 'x'"),
+        ("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'worker'", "damaged"),
+    ],
+)
+def test_a_damaged_database_is_named_and_made_again(harm: str, words: str, tmp_path: Path) -> None:
+    queue = begun(tmp_path)
+    queue.fill()
+    assert queue.take() is not None
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute(harm)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(UntiedError, match=f"{words}.*: untied study recover FOLDER"):
+        load(open_storage(url), "faults")
+    assert recover(tmp_path, console=silent()) == 0
+    assert load(open_storage(url), "faults")[1]["name"] == "faults"
+
+
+@pytest.mark.parametrize("damaged", [("last",), ("last", "previous"), ("metrics",)])
+def test_a_damaged_run_goes_back_in_a_study(damaged: tuple[str, ...], tmp_path: Path) -> None:
+    """To the checkpoint before, or to the beginning; the result is the one of an undisturbed study."""
+    short = TrainConfig(model="mlp-8", data=DataConfig("digits", validation=0.2, limit=200), epochs=3, angles="weights")
+    for name in ("whole", "harmed"):
+        config = study_of(tmp_path / name, seeds=1, rules=("sa",), models=("mlp-8",), workers=0, run=short)
+        if name == "harmed":
+            half = begin(tmp_path / name / "runs" / "sa-mlp-8-seed0", config)
+            for file in damaged:
+                path = half / ("metrics.jsonl" if file == "metrics" else f"checkpoints/{file}.safetensors")
+                path.write_bytes(path.read_bytes()[:100])
+        said = io.StringIO()
+        assert run(config, Console(file=said, width=300)) == 0
+    assert "goes on from the checkpoint before, as " in said.getvalue()
+    assert ("the beginning" in said.getvalue()) == (damaged != ("last",))
+    values = [
+        [r["value"] for r in json.loads((tmp_path / n / "results.json").read_text())] for n in ("whole", "harmed")
+    ]
+    assert values[0] == values[1]
+
+
+def begin(path: Path, config: TransferConfig) -> Path:
+    """The study's one run, stopped in its third epoch."""
+    definition = config.define()
+    fixed = next(iter(config.plan(definition).values()))
+    [settings] = config.configs(definition, FixedTrial(fixed))
+    folder = RunFolder.create(path, settings)
+    half = Run(settings, folder=path)
+    half.tick = lambda: setattr(half, "stop", half.position.step > 2.5 * half.plan.length)
+    with pytest.raises(Stopped):
+        half.train(folder.append)
+    return path

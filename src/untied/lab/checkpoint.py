@@ -29,9 +29,9 @@ from untied.errors import UntiedError
 from untied.lab.devices import full, place, put
 from untied.lab.edges import CheckpointHeader, expect_file, load_json, printable, validated
 from untied.lab.optim import Group, Optimizers
-from untied.lab.record import write_tensors
+from untied.lab.record import Damaged, write_tensors
 
-__all__ = ["Position", "load", "model_tensors", "read", "restore", "save", "tensors_of"]
+__all__ = ["PREVIOUS", "Position", "load", "model_tensors", "read", "restore", "save", "tensors_of"]
 
 
 PREVIOUS = "previous"
@@ -125,7 +125,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
     """A checkpoint's tensors, position, and the rest of its header.
 
     Raises:
-        UntiedError: there is no such file, or it is not a checkpoint.
+        UntiedError: there is no such file, or it cannot be read. Damaged: it is not a checkpoint.
     """
     if not path.is_file():
         after = "once validation images have been scored" if path.stem == "best" else "after its first epoch"
@@ -145,7 +145,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
             raise UntiedError("its bytes are not those that were written")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         reason = printable(" ".join(str(error).split()))
-        raise UntiedError(
+        refused = UntiedError if isinstance(error, OSError | MemoryError) else Damaged
+        raise refused(
             f"{path} is not a checkpoint of a training run, or is damaged ({reason}){_way_out(path)}"
         ) from error
     found = checked.position

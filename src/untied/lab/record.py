@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "Damaged",
     "RunFolder",
     "begun",
     "drop_torn_line",
@@ -68,6 +69,10 @@ OWN_FILES = (
     "weights/*.safetensors", "fits/*.safetensors", "neurons.csv", "flow.csv", "figures/*.png", "figures/*.svg",
     "*.partial", "*/*.partial",
 )  # fmt: skip
+
+
+class Damaged(UntiedError):
+    """A file that we have written does not hold any more what was written."""
 
 
 class RunFolder:
@@ -158,16 +163,14 @@ class RunFolder:
         """Drop the lines of metrics.jsonl and timing.jsonl after the first ``count``: of epochs that will be run again.
 
         Raises:
-            UntiedError: metrics.jsonl has fewer.
+            Damaged: metrics.jsonl has fewer.
         """
         for path in (self.path / METRICS, self.path / TIMING):
             with _one_line(path):
                 content = path.read_bytes() if path.exists() else b""
             lines = content.split(b"\n")[:-1]
             if path.name == METRICS and len(lines) < count:
-                raise UntiedError(
-                    f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed"
-                )
+                raise Damaged(f"{path} has {len(lines)} lines where its checkpoint has seen {count}: it was changed")
             kept = b"".join(line + b"\n" for line in lines[:count])
             if kept != content:
                 write_atomically(path, kept)
@@ -202,7 +205,7 @@ class RunFolder:
             try:
                 rows.append(json.loads(line))
             except ValueError as broken:
-                raise UntiedError(f"{path}, line {number}, is not JSON: {_words(broken)}; remove that line") from broken
+                raise Damaged(f"{path}, line {number}, is not JSON: {_words(broken)}; remove that line") from broken
         return rows
 
     def read_json(self, name: str) -> Any:

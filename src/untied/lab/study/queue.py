@@ -4,7 +4,7 @@ Every planned run has a key. A trial of the Optuna study is an attempt at one: i
 RUNNING while the worker's heartbeat changes, COMPLETE or PRUNED once the run has ended. An attempt whose worker stopped
 or went silent is FAIL, and the run is put back: whoever looks next adds a new attempt, which goes on from the last
 checkpoint. Two attempts at one run that are there at a time, because two workers added one, are settled by their
-numbers: the first counts, the other is surplus.
+order: the first counts, the other is surplus.
 
 Silence is measured by the observer's own clock, as the time in which a heartbeat did not change, so that machines need
 not agree on the time.
@@ -170,13 +170,25 @@ class Queue:
             k: attempts for k, attempts in (trials or self.trials()).items() if self.state(attempts) == "missing"
         }
         for key, attempts in missing.items():
-            last = attempts[-1] if attempts else None
-            fixed = dict(last.params) if last is not None and last.params else dict(self.plan[key])
+            fixed, before = self._known(attempts)
             about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
-            if last is not None and "folder" in last.user_attrs:
-                about["before"] = [last.user_attrs["folder"], bool(last.user_attrs.get("gone"))]
-            self.patiently(partial(self.study.enqueue_trial, fixed, user_attrs=about))
+            if before is not None:
+                about["before"] = before
+            self.patiently(partial(self.study.enqueue_trial, fixed or dict(self.plan[key]), user_attrs=about))
         return len(missing)
+
+    def _known(self, attempts: Iterable[FrozenTrial]) -> tuple[dict[str, Any], list[Any] | None]:
+        """A run's parameters and where it has been trained, from the last attempt that knew all of them.
+
+        One that was killed before it had a folder may have some of its parameters alone.
+        """
+        for trial in reversed(list(attempts)):
+            about = trial.user_attrs
+            if "folder" in about:
+                return dict(trial.params), [about["folder"], bool(about.get("gone"))]
+            if "before" in about:
+                return dict(trial.system_attrs.get("fixed_params", {})), about["before"]
+        return {}, None
 
     def take(self, trials: Attempts | None = None) -> Claim | None:
         """The next waiting run, or None if none is waiting now.
@@ -205,20 +217,20 @@ class Queue:
     def _may_be_surplus(self, trial: optuna.Trial, attempts: list[FrozenTrial]) -> bool:
         """Whether another attempt at the run is open or has ended, and was there first.
 
-        Also if this one is not among them: trials have their numbers in the order in which they come, so those that
+        Also if this one is not among them: trials have their identities in the order in which they come, so those that
         came before it are known where it is.
         """
-        others = [t for t in attempts if t.number != trial.number]
+        others = [t for t in attempts if t._trial_id != trial._trial_id]
         if len(others) == len(attempts):
             return True
-        return any(t.state in ENDED or (t.state in OPEN and t.number < trial.number) for t in others)
+        return any(t.state in ENDED or (t.state in OPEN and t._trial_id < trial._trial_id) for t in others)
 
     # Giving back
 
     def _close(self, trial: optuna.Trial, **about: Any) -> None:
         for name, value in about.items():
-            self._mark(trial.number, name, value)
-        self._fail(trial.number)
+            self._mark(trial._trial_id, name, value)
+        self._fail(trial._trial_id)
 
     def release(self, claim: Claim) -> None:
         """Put a run back that this worker stopped, with its checkpoint written."""
@@ -234,27 +246,24 @@ class Queue:
 
     def tell(self, claim: Claim, value: float | None, pruned: bool, results: list[dict[str, Any]]) -> bool:
         """Say that a run has ended. Returns whether it counts: it does not if it was given to another worker."""
-        self._mark(claim.trial.number, "results", results)
+        self._mark(claim.trial._trial_id, "results", results)
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         try:
             self.patiently(lambda: self.study.tell(claim.trial, None if pruned else value, state=state))
         except (ValueError, RuntimeError):  # it has ended: perhaps by our own words, before their answer was lost
-            mine = next(t for ts in self.trials().values() for t in ts if t.number == claim.trial.number)
+            mine = next(t for ts in self.trials().values() for t in ts if t._trial_id == claim.trial._trial_id)
             return mine.state == state
         return True
 
-    def _mark(self, number: int, name: str, value: Any) -> None:
+    def _mark(self, trial_id: int, name: str, value: Any) -> None:
         """Note something with a trial, if it has not ended."""
         storage = self.study._storage  # an Optuna trial that another process has begun has no public setter
         with suppress(RuntimeError):
-            self.patiently(lambda: storage.set_trial_user_attr(self._id(number), name, value))
+            self.patiently(lambda: storage.set_trial_user_attr(trial_id, name, value))
 
-    def _id(self, number: int) -> int:
-        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-
-    def _fail(self, number: int) -> None:
-        with suppress(ValueError, RuntimeError):  # somebody was faster
-            self.patiently(lambda: self.study.tell(number, state=TrialState.FAIL))
+    def _fail(self, trial_id: int) -> None:
+        with suppress(RuntimeError):  # somebody was faster
+            self.patiently(lambda: self.study._storage.set_trial_state_values(trial_id, TrialState.FAIL))
 
     # Watching
 
@@ -298,13 +307,13 @@ class Queue:
         buried = 0
         for trial in running:
             heartbeat = (trial.user_attrs.get("worker"), trial.user_attrs.get("alive"))
-            seen, since = self._seen.get(trial.number, (None, now))
+            seen, since = self._seen.get(trial._trial_id, (None, now))
             if seen != heartbeat:
-                self._seen[trial.number] = (heartbeat, now)
+                self._seen[trial._trial_id] = (heartbeat, now)
                 since = now
             gone = is_gone(trial.user_attrs.get("worker") or {})
             if gone or now - since > self.silence:
-                self._mark(trial.number, "gone", gone)
-                self._fail(trial.number)
+                self._mark(trial._trial_id, "gone", gone)
+                self._fail(trial._trial_id)
                 buried += 1
         return buried

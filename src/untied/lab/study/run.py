@@ -163,7 +163,7 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
     """
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     workers = [start(config, threads) for _ in range(config.workers)]
-    replaced, seen, code = 0, {t.number for t in queue.ended()}, 0
+    replaced, seen, code = 0, {t.user_attrs["key"] for t in queue.ended()}, 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
@@ -176,8 +176,8 @@ def supervise(config: StudyConfig, queue: Queue, console: Console) -> int:
                 ended = queue.ended()
                 pause = min(max(POLL, 50 * (time.monotonic() - began)), SLOWEST)  # the cores are the workers'
                 for trial in ended:
-                    if trial.number not in seen:
-                        seen.add(trial.number)
+                    if (key := trial.user_attrs["key"]) not in seen:
+                        seen.add(key)
                         say(console, f"[{len(seen)}/{len(queue.plan)}] {line_of(trial)}")
                 values = [t.value for t in ended if t.value is not None]
                 best = f"best {100 * max(values):.1f} %" if values and isinstance(config, SearchConfig) else ""

@@ -30,14 +30,14 @@ class Sampler(BaseSampler):
 
     def of(self, trial: FrozenTrial) -> BaseSampler:
         """The one of a trial. Another attempt at the same run has the same."""
-        if self._of is None or self._of[0] != trial.number:
+        if self._of is None or self._of[0] != trial._trial_id:
             number = int(trial.user_attrs.get("key", trial.number))
             seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # of what TPE calls group
                 own = TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=self.startup,
                                  seed=int(seed))  # fmt: skip
-            self._of = (trial.number, own)
+            self._of = (trial._trial_id, own)
         return self._of[1]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from untied.errors import UntiedError
+from untied.lab.edges import shown, validated
 from untied.lab.secrets import redacted, without_password
 from untied.lab.study.journal import open_journal
 
@@ -172,7 +174,7 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
     """A study of ours by name, and its definition.
 
     Raises:
-        UntiedError: there is none, or it is another program's, or of another version.
+        UntiedError: there is none, or it is another program's, or of another version, or damaged.
     """
     try:
         study = optuna.load_study(storage=storage, study_name=name)
@@ -192,7 +194,40 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
             f"the study {name!r} has format {ours.get('format')}, this version of untied has {FORMAT}: "
             "go on with the version that made it, or choose another --name"
         )
+    _check(study, storage, ours.get("definition"))
     return study, ours["definition"]
+
+
+class Attributes(BaseModel):
+    """What we note with a trial, as far as something is made of it."""
+
+    key: str | None = None
+    attempt: Annotated[int, Field(strict=True, ge=0)] = 0
+    before: tuple[str, bool] | None = None
+    folder: str | None = None
+    worker: dict[str, Any] | None = None
+    results: list[dict[str, Any]] = []
+
+
+def _check(study: optuna.Study, storage: BaseStorage, definition: Any) -> None:
+    """Raise UntiedError if a study's database does not hold what we write there."""
+    what = f"the study {study.study_name}"
+    try:
+        if not isinstance(definition, dict):
+            raise UntiedError(f"{what}: its definition is {shown(definition)}")
+        # not through the study, whose cache has one trial for each number
+        trials = patiently(lambda: storage.get_all_trials(study._study_id, deepcopy=False), seconds=0)
+        for trial in trials:
+            validated(Attributes, trial.user_attrs, f"{what}, trial {trial.number}")
+        if len({trial.number for trial in trials}) < len(trials):
+            raise UntiedError(f"{what}: two of its trials have one number")
+    except NoAnswer:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UntiedError(
+            f"{' '.join(str(error).split())}: its database is damaged: untied study recover FOLDER  makes it again "
+            "from the folders of its runs"
+        ) from error
 
 
 def _difference(key: str, there: Any, here: Any) -> tuple[str, str, str]:

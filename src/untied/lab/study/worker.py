@@ -15,14 +15,15 @@ from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import SafetensorError
 
 from untied.errors import UntiedError
+from untied.lab.checkpoint import PREVIOUS
 from untied.lab.config import TrainConfig
 from untied.lab.data import load
 from untied.lab.devices import fabric_of
 from untied.lab.environment import same_threads
 from untied.lab.fabric import Fabric
-from untied.lab.loop import NotFinite, Run, Stopped, dataset
+from untied.lab.loop import LAST, NotFinite, Run, Stopped, dataset
 from untied.lab.processes import LOCK
-from untied.lab.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, RunFolder, begun, plain
+from untied.lab.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, Damaged, RunFolder, begun, plain
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
 from untied.lab.study.storage import NoAnswer
@@ -226,12 +227,9 @@ class Worker:
             result = folder.read_json("results.json")
             classes = dataset(config.data, config.seed, str(fabric_for(config).device)).classes
             return self.valued(result, 1 / len(classes), 0.0)
-        fabric = fabric_for(config)
-        run = Run(config, fabric, path)
+        run, seen = self.going_on(config, folder)
         chance = 1 / len(run.data.classes)
-        run.resume()
-        folder.keep_lines(run.position.lines)
-        for metrics in folder.metrics():
+        for metrics in seen:
             judge.see(metrics)
         run.tick = lambda: setattr(run, "stop", run.stop or self.stop or claim.lost.is_set())
         self._run = run
@@ -256,6 +254,26 @@ class Worker:
             raise Stopped
         folder.write_json("results.json", result)
         return self.valued(result, chance, time.perf_counter() - began, run)
+
+    def going_on(self, config: TrainConfig, folder: RunFolder) -> tuple[Run, list[dict[str, Any]]]:
+        """A run where its folder says that it is, and the metrics up to there.
+
+        What is damaged is given up: the run goes back to the checkpoint before, or begins again.
+        """
+        while True:
+            run = Run(config, fabric_for(config), folder.path)
+            try:
+                run.resume()
+                folder.keep_lines(run.position.lines)
+                return run, folder.metrics()
+            except Damaged as damage:
+                last = folder.path / LAST
+                if not last.is_file():
+                    raise
+                before = last.with_stem(PREVIOUS)
+                said = "the checkpoint before" if before.is_file() else "the beginning"
+                self.say(f"{folder.path.name} goes on from {said}, as {damage}")
+                before.replace(last) if before.is_file() else last.unlink()
 
     def valued(self, result: dict[str, Any], chance: float, seconds: float, run: Run | None = None) -> dict[str, Any]:
         """A result with what it counts: a run whose loss was not finite counts at chance."""
