@@ -10,10 +10,12 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from rich.console import Console
 
@@ -166,6 +168,33 @@ def test_a_kill_before_an_attempt_has_its_folder_loses_no_training(tmp_path: Pat
         assert trial.system_attrs["fixed_params"] == queue.plan[first.key]
         queue.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         queue._fail(trial._trial_id)
+
+
+def test_two_workers_never_take_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite does not lock what is read, so both could find it waiting."""
+    begun(tmp_path).fill()
+    check = RDBStorage.check_trial_is_updatable
+
+    def slowly(*given: Any) -> None:
+        check(*given)
+        time.sleep(0.5)  # between reading and writing
+
+    monkeypatch.setattr(RDBStorage, "check_trial_is_updatable", slowly)
+
+    def ask(number: int) -> Any:
+        study, _ = load(open_storage(f"sqlite:///{tmp_path / 'study.db'}"), "faults")
+        return study.ask().user_attrs.get("key")
+
+    with ThreadPoolExecutor(3) as pool:
+        taken = list(pool.map(ask, range(3)))
+    assert None not in taken and len(set(taken)) == 3
+
+
+def test_many_processes_make_the_tables_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: open_storage(url), range(6)))
+    assert all(storage.get_all_studies() == [] for storage in made)
 
 
 @pytest.mark.parametrize(

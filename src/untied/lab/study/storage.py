@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,7 +14,9 @@ from typing import Annotated, Any, TypeVar
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import TrialState
 from pydantic import BaseModel, Field
+from sqlalchemy import text
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from untied.errors import UntiedError
@@ -45,6 +48,19 @@ class WriteAhead(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
+class SQLite(RDBStorage):
+    """SQLite has no SELECT ... FOR UPDATE: two workers could both find a trial waiting, and both take it."""
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        session = self.scoped_session()  # of this thread, as Optuna's own next statements have it
+        try:
+            session.execute(text("BEGIN IMMEDIATE"))
+        except SQLAlchemyError:
+            session.close()
+            raise
+        return super().set_trial_state_values(trial_id, state, values)
+
+
 WAITING: dict[str, dict[str, Any]] = {  # seconds, but for tcp_user_timeout: no call may hang on a dead connection
     "sqlite": {"timeout": 60, "factory": WriteAhead},
     "postgresql+psycopg": {
@@ -53,6 +69,7 @@ WAITING: dict[str, dict[str, Any]] = {  # seconds, but for tcp_user_timeout: no 
     },
     "mysql+pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
 }  # fmt: skip
+MAKING = 30.0  # seconds that another process may take to make the tables
 LOST = (StorageInternalError, SQLAlchemyError, OSError)
 """What a database that cannot be reached raises."""
 
@@ -86,13 +103,16 @@ def open_storage(url: str) -> BaseStorage:
         options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was cut is replaced
         address = with_driver(url)
         options["connect_args"] = next((args for name, args in WAITING.items() if address.startswith(name)), {})
-        try:
-            return RDBStorage(address, engine_kwargs=options)
-        except (IntegrityError, OperationalError, ProgrammingError) as error:
-            if not any(words in reason(error).lower() for words in ("already exists", "unique", "duplicate")):
-                raise
-            time.sleep(1.0)  # another process has made the tables in this moment
-            return RDBStorage(address, engine_kwargs=options)
+        kind = SQLite if address.startswith("sqlite") else RDBStorage
+        until = time.monotonic() + MAKING
+        while True:
+            try:
+                return kind(address, engine_kwargs=options)
+            except (IntegrityError, OperationalError, ProgrammingError) as error:
+                made = any(words in reason(error).lower() for words in ("already exists", "unique", "duplicate"))
+                if not made or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.2, 1.0))  # another process makes the tables in this moment
     except ArgumentError as error:
         raise UntiedError(
             f"cannot read the storage {shown}: possible are sqlite:///FILE, journal:FILE, "
