@@ -433,7 +433,9 @@ def test_weights_without_values_are_refused(construction: Callable[[], Any], rul
     for layer in real:
         layer.reset_parameters()
     untie_(real, rule)
-    real(torch.randn(5, 6))
+    with record(real, step=0, progress=0.5):
+        real(torch.randn(5, 6)).sum().backward()
+    assert real[0].weight.grad is not None
 
 
 @pytest.mark.parametrize("rule", ["fa", "sa"])

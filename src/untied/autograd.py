@@ -147,7 +147,7 @@ class LossTerm(torch.autograd.Function):
             return None, None, *scaled, *(None,) * ctx.count
         if torch.compiler.is_compiling() or not _release(ctx):
             gradients = [t * g.to(t.device, t.dtype) for t in gradients]
-        elif g.device.type != "cpu" or g != 1:  # elsewhere, looking would wait for the device
+        elif type(g) is not Tensor or g.device.type != "cpu" or g != 1:  # elsewhere, looking would wait for the device
             gradients = [t.mul_(g.to(t.device)) for t in gradients]
         return None, None, *gradients, *(None,) * ctx.count
 

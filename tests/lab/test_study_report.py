@@ -150,6 +150,20 @@ def test_a_transfer_is_shown_close_up_where_rules_pile_up() -> None:
     assert [text.get_text() for text in close.texts] == ["tuned:sa", "bp"]
 
 
+def test_noise_is_shown_close_up_where_rules_pile_up() -> None:
+    figure = report.drawn("noise", transferred(sigmas=(0.0, 0.1)), {})["noise"]
+    wholes, closes = figure.axes[: len(MODELS)], figure.axes[len(MODELS) :]
+    assert [axes.get_title() for axes in wholes] == list(MODELS) and all(a.get_ylim() == (0, 101) for a in wholes)
+    assert [axes.get_title() for axes in closes] == ["The same, close up"] * len(MODELS)
+    for whole, close in zip(wholes, closes, strict=True):
+        low, high = close.get_ylim()
+        assert low > 80 and high <= 100.4
+        named = [text.get_text() for axes in (whole, close) for text in axes.texts]
+        assert sorted(named) == sorted(set(named)) and {"tuned:sa", "bp"} <= set(named)  # each line once
+    rows = [row for row in transferred(sigmas=(0.0, 0.1)) if row["params"]["rule"] == "bp"]
+    assert len(report.drawn("noise", rows, {})["noise"].axes) == len(MODELS)  # one rule is no pile
+
+
 @pytest.mark.parametrize(("kind", "sigmas"), [("transfer", (None,)), ("noise", (0.0, 0.1))])
 def test_captions_of_studies_know_whether_there_are_several_seeds(kind: str, sigmas: tuple[float | None, ...]) -> None:
     for seeds, said in ((1, False), (2, True)):

@@ -139,39 +139,70 @@ def _line(axes: Axes, line: Line, shift: float, look: Look) -> tuple[float, floa
 
 
 def noise(points: Points, models: Sequence[str]) -> Figure:
-    """Accuracy (%) against σ: a panel an architecture, a line a rule, bands from worst to best seed."""
+    """Accuracy (%) against σ: a panel an architecture, a line a rule, bands from worst to best seed; also close up, if
+    it helps.
+    """
     rules = list(dict.fromkeys(rule for rule, _, _ in points))
     palette = looks(rules)
+    sigmas = sorted({sigma for _, _, sigma in points if sigma is not None})
+    above = [sigma for sigma in sigmas if sigma > 0]
+    left = above[0] / 10 if above else 1.0  # where σ = 0 is drawn
+    lines = {model: _by_noise(points, rules, model, sigmas) for model in models}
+    near = {model: _crowded(line) for model, line in lines.items()}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.0 * len(models) + 2.0, 3.8), layout="constrained")
-        grid = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
-        sigmas = sorted({sigma for _, _, sigma in points if sigma is not None})
-        above = [sigma for sigma in sigmas if sigma > 0]
-        left = above[0] / 10 if above else 1.0  # where σ = 0 is drawn
-        for axes, model in zip(grid, models, strict=True):
+        count = 2 if any(near.values()) else 1
+        figure = Figure(figsize=(4.0 * len(models) + 2.0, 0.2 + 3.6 * count), layout="constrained")
+        grid = figure.subplots(count, len(models), squeeze=False)
+        for column, model in zip(grid.T, models, strict=True):
+            column[0].set(title=model, ylim=(0, 101))
+            limits = near[model]
+            if limits:
+                column[1].set(title="The same, close up", ylim=(max(limits[0], 0), min(limits[1], 100.4)))
+            elif count == 2:
+                column[1].set_axis_off()
+            panels = list(column[: 2 if limits else 1])
             ends = {}
-            for rule in rules:
-                own = {s: _values(points.get((rule, model, s), [])) for s in sigmas}
-                x = [s or left for s in sigmas if own[s]]
-                values = [own[s] for s in sigmas if own[s]]
-                if not x:
-                    continue
-                look, mean = palette[rule], [statistics.fmean(v) for v in values]
-                worst, best = [min(v) for v in values], [max(v) for v in values]
-                axes.fill_between(x, worst, best, color=look.colour, alpha=0.15, linewidth=0)
-                axes.plot(x, mean, look.dash, color=look.colour, marker=look.marker, markersize=4.5, linewidth=1.8)
-                ends[rule] = (x[-1], mean[-1])
-            axes.set_xscale("log")
-            logarithmic(axes.xaxis)
-            if 0.0 in sigmas:
-                axes.set_xticks([left, *above], ["0", *(f"{s:g}" for s in above)])
-                axes.minorticks_off()
-            _chance(axes, [row for rows in points.values() for row in rows])
-            axes.set(title=model, xlabel="standard deviation of the noise", ylim=(0, 101))
-            name_ends([axes], ends, palette)
-        grid[0].set_ylabel("accuracy (%)")
+            for axes in panels:
+                for rule, line in lines[model].items():
+                    x, means = [s or left for s in line], [statistics.fmean(v) for v in line.values()]
+                    _band(axes, x, list(line.values()), palette[rule])
+                    ends[rule] = (x[-1], means[-1])
+                axes.set_xscale("log")
+                logarithmic(axes.xaxis)
+                if 0.0 in sigmas:
+                    axes.set_xticks([left, *above], ["0", *(f"{s:g}" for s in above)])
+                    axes.minorticks_off()
+                _chance(axes, [row for rows in points.values() for row in rows])
+            panels[-1].set_xlabel("standard deviation of the noise")
+            name_ends(panels, ends, palette)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy (%)")
         figure.legend(handles=legend_of(palette), loc="outside right center", title="rule")
         return figure
+
+
+def _by_noise(
+    points: Points, rules: Sequence[str], model: str, sigmas: Sequence[float]
+) -> dict[str, dict[float, list[float]]]:
+    """Of each rule that an architecture has values of: these, by σ."""
+    own = {rule: {s: _values(points.get((rule, model, s), [])) for s in sigmas} for rule in rules}
+    found = {rule: {s: values for s, values in line.items() if values} for rule, line in own.items()}
+    return {rule: line for rule, line in found.items() if line}
+
+
+def _crowded(lines: Mapping[str, Mapping[float, Sequence[float]]]) -> tuple[float, float] | None:
+    """The limits of a close-up on what two rules or more have in common; None if there is no such place."""
+    means = {rule: [statistics.fmean(values) for values in line.values()] for rule, line in lines.items()}
+    near = pile([value for line in means.values() for value in line], 101.0) if means else None
+    inside = [rule for rule, line in means.items() if near and any(near[0] <= value <= near[1] for value in line)]
+    return near if len(inside) > 1 else None
+
+
+def _band(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], look: Look) -> None:
+    """One rule in a panel: the mean, and a band from worst to best."""
+    axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=look.colour, alpha=0.15, linewidth=0)
+    axes.plot(x, [statistics.fmean(v) for v in values], look.dash, color=look.colour, marker=look.marker,
+              markersize=4.5, linewidth=1.8)  # fmt: skip
 
 
 def _values(rows: Rows) -> list[float]:
