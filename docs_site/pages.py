@@ -53,6 +53,7 @@ MODULES = {
     "untied.products": "which matrices carry errors outside of the untied layers",
     "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
     "untied.oracle": "the gradients that rules ask for, by independent constructions",
+    "untied.testing": "tests that one's own rules and layers inherit",
     "untied.dynamics": "flow, fixed points and regimes of a rule",
 }
 """The documented modules, in reading order. A test checks that every public module of `untied` is one of them."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import untied
-from cases import LayerCase, build, build_untied, by_kind_of_layer, by_layer, geometry_of
+from cases import LayerCase, build_untied, by_kind_of_layer, by_layer
 from untied.autograd import LossTerm, cast_for_autocast, untied_operation
 from untied.geometry import DENSE, Geometry
 
@@ -22,43 +22,6 @@ def oracle(x: Tensor, W: Tensor, B: Tensor, bias: Tensor | None, g: Geometry) ->
     back = g.project(x, B.detach())
     y = g.project(x.detach(), W) + (back - back.detach())
     return y if bias is None else g.add_bias(y, bias)
-
-
-@by_layer
-def test_gradients_are_the_straight_through_oracles(case: LayerCase) -> None:
-    layer, x = build_untied(case)
-    g = geometry_of(layer, x, **case.call)
-    y = layer(x, **case.call)
-    error = torch.randn_like(y)
-    inputs = [t for t in (x, layer.weight, layer.bias) if t is not None]
-    got = torch.autograd.grad(y, inputs, error)
-    wanted = torch.autograd.grad(oracle(x, layer.weight, layer.backward_weight, layer.bias, g), inputs, error)
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@by_layer
-def test_output_is_bit_identical_to_the_plain_layers(case: LayerCase) -> None:
-    plain, x = build(case)
-    layer, _ = build_untied(case)
-    assert torch.equal(layer(x, **case.call), plain(x, **case.call))
-    plain, layer, x = plain.float(), layer.float(), x.float()
-    assert torch.equal(layer(x, **case.call), plain(x, **case.call))
-
-
-@by_layer
-def test_with_B_equal_to_W_it_is_backpropagation(case: LayerCase) -> None:
-    plain, x = build(case)
-    layer, _ = build(case)
-    untied.untie_(layer, "fa", init="copy")
-    error = torch.randn_like(plain(x, **case.call))
-    inputs = [[x, *m.parameters()] for m in (plain, layer)]
-    ours, backprop = (
-        torch.autograd.grad(m(x, **case.call), [p for p in i if p.requires_grad], error)
-        for m, i in zip((layer, plain), reversed(inputs), strict=True)
-    )
-    for a, b in zip(ours, backprop, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @by_layer

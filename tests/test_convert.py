@@ -18,12 +18,10 @@ import untied
 from cases import (
     LayerCase,
     RuleCase,
-    assert_same,
     build,
     by_any_rule,
     by_layer,
     by_rule,
-    gradients,
     small_batch,
     small_net,
     step,
@@ -75,22 +73,6 @@ def test_parameters_stay_the_same_objects(rule: RuleCase) -> None:
     assert all(model.get_submodule(n) is m for n, m in modules.items())
     step(model, *small_batch())
     assert calls == [1]
-
-
-@by_any_rule
-def test_a_models_state_comes_back_after_training(rule: RuleCase) -> None:
-    model, plain = small_net(rule.text), small_net()
-    step(model, *small_batch())
-    torch.optim.SGD(model.parameters(), 0.1).step()
-    trained = {k: v.clone() for k, v in model.state_dict().items() if "backward" not in k}
-    assert untied.tie_(model) is model
-    assert list(model.state_dict()) == list(plain.state_dict())
-    assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, trained[name])
-    plain.load_state_dict(model.state_dict())
-    assert torch.equal(plain(small_batch()[0]), model(small_batch()[0]))
-    assert "rule" not in repr(model)
 
 
 def test_tying_a_plain_model_leaves_it_alone() -> None:
@@ -362,32 +344,6 @@ def test_a_lazy_layer_works_after_its_first_pass() -> None:
 
 
 # Copies and states
-
-
-@by_any_rule
-def test_a_deepcopy_goes_its_own_way(rule: RuleCase) -> None:
-    model = small_net(rule.text)
-    twin = copy.deepcopy(model)
-    assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
-    assert {n: m.rule for n, m in untied_layers(twin).items()} == {n: m.rule for n, m in untied_layers(model).items()}
-    step(model, *small_batch())
-    step(twin, *small_batch())
-    assert_same(gradients(model), gradients(twin))
-    assert list(untied.tie_(twin).state_dict()) == list(small_net().state_dict())
-    assert untied_layers(model)
-
-
-@by_any_rule
-def test_a_state_dict_round_trip(rule: RuleCase) -> None:
-    model = small_net(rule.text)
-    torch.manual_seed(99)
-    other = type(model)().double()
-    untied.untie_(other, rule.text)
-    assert list(other.state_dict()) == list(model.state_dict())
-    other.load_state_dict(model.state_dict())
-    step(model, *small_batch())
-    step(other, *small_batch())
-    assert_same(gradients(model), gradients(other))
 
 
 def test_a_plain_state_dict_loads_with_the_backward_weights_missing() -> None:

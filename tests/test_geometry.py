@@ -23,31 +23,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @by_layer
-def test_adjoint_identity(case: LayerCase) -> None:
-    layer, x = build_untied(case)
-    g = geometry_of(layer, x, **case.call)
-    x, K = x.detach(), torch.randn_like(layer.weight)
-    projected = g.project(x, K)
-    y = torch.randn_like(projected)
-    assert g.reconstruct(y, K, like=x).shape == x.shape
-    assert g.correlate(x, y).shape == K.shape
-    torch.testing.assert_close(dot(x, g.reconstruct(y, K, like=x)), dot(projected, y))
-    torch.testing.assert_close(dot(K, g.correlate(x, y)), dot(projected, y))
-
-
-@by_layer
-def test_each_function_is_a_derivative_of_project(case: LayerCase) -> None:
-    layer, x = build_untied(case)
-    g = geometry_of(layer, x, **case.call)
-    K = torch.randn_like(layer.weight).requires_grad_()
-    projected = g.project(x, K)
-    y = torch.randn_like(projected)
-    by_autograd = torch.autograd.grad(projected, (x, K), y)
-    torch.testing.assert_close(g.reconstruct(y, K, like=x), by_autograd[0])
-    torch.testing.assert_close(g.correlate(x, y), by_autograd[1])
-
-
-@by_layer
 def test_project_and_bias_are_the_plain_layer(case: LayerCase) -> None:
     layer, x = build(case)
     plain = layer(x, **case.call)

@@ -62,11 +62,6 @@ def test_the_readable_penalty_is_the_sum_over_primitives(rule: RuleCase) -> None
 
 
 @by_any_rule
-def test_the_table_says_what_is_local(rule: RuleCase) -> None:
-    assert parse(rule.text).local == rule.local
-
-
-@by_any_rule
 def test_counted_cost_is_the_tables(rule: RuleCase) -> None:
     if rule.products is not None:
         assert counted_cost(parse(rule.text)) == pytest.approx(1 + rule.products / 3)

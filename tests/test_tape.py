@@ -20,7 +20,6 @@ from cases import (
     build_untied,
     by_aligning_rule,
     by_any_rule,
-    by_kind_of_layer,
     by_rule,
     geometry_of,
     gradients,
@@ -30,7 +29,6 @@ from cases import (
     step,
 )
 from untied import UntiedError
-from untied.operations import Signals
 from untied.rules import ActivationAlignment, Alignment, WeightMirror, parse
 
 
@@ -39,39 +37,6 @@ def backward_names(model: nn.Module) -> set[str]:
 
 
 # The value and the gradient
-
-
-@by_aligning_rule
-@by_kind_of_layer
-def test_the_penalty_is_the_readable_one_over_the_batch(rule: RuleCase, case: LayerCase) -> None:
-    """Through a layer's own forward pass: mean over examples of the data's terms, and the weights' terms."""
-    r = parse(rule.text)
-    if r.fraction < 1:
-        pytest.skip("sees a part of the batch: below")
-    layer, x = build_untied(case, rule.text)
-    torch.manual_seed(3)
-    with untied.record(layer, progress=0.5, step=0) as tape:
-        layer(x, **case.call)
-    R = tape.penalty()
-    R.backward()
-
-    s = signals(case)
-    B, W = layer.backward_weight.detach().requires_grad_(), layer.weight.detach().requires_grad_()
-    s = Signals(s.x, W, B, s.geometry, r.operations, s.bias)
-    torch.manual_seed(3)
-    seen = s.with_input_operations()
-    scale = r.every / len(s.x)
-    if r.positions == "mean":
-        scale /= s.geometry.positions(s.x, s.geometry.project(s.x, s.W))
-    wanted = sum(v * (scale if p.needs_data else r.every) * p.penalty(seen) for p, v in r.coefficients(0.5).items())
-    dB, dW = torch.autograd.grad(wanted, (B, W), allow_unused=True)
-    torch.testing.assert_close(R.detach(), wanted.detach())
-    torch.testing.assert_close(layer.backward_weight.grad, dB)
-    if r.operations.update_forward:
-        torch.testing.assert_close(layer.weight.grad, dW)
-    else:
-        assert layer.weight.grad is None
-    assert x.grad is None and (layer.bias is None or layer.bias.grad is None)
 
 
 @by_any_rule
@@ -112,44 +77,7 @@ def test_a_forward_pass_after_R_was_asked_for_is_an_error() -> None:
             model(small_batch()[0])
 
 
-@by_any_rule
-def test_recording_does_not_change_the_output(rule: RuleCase) -> None:
-    model, (x, labels) = small_net(rule.text), small_batch()
-    with untied.record(model, progress=0.5, step=0, targets=labels):
-        recorded = model(x)
-    assert torch.equal(recorded, small_net()(x))
-
-
 # What R and J leave alone
-
-
-@by_rule
-def test_R_moves_B_only_and_J_moves_the_rest_only(rule: RuleCase) -> None:
-    r = parse(rule.text)
-    x, labels = small_batch()
-    x.requires_grad_()
-    model = small_net(rule.text)
-    torch.manual_seed(2)
-    with untied.record(model, progress=0.5, step=0) as tape:
-        task = nn.functional.cross_entropy(model(x), labels)
-    R = tape.penalty()
-    backward = backward_names(model)
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-    from_task = torch.autograd.grad(task, [x, *parameters.values()], allow_unused=True, retain_graph=True)
-    for name, g in zip(["x", *parameters], from_task, strict=True):
-        assert (g is None) == (name in backward and not r.copies_gradient), name
-    if r.copies_gradient:
-        named = dict(zip(parameters, from_task[1:], strict=True))
-        for name in backward:
-            assert torch.equal(named[name], r.copies * named[name.replace("backward_weight", "weight")])
-    if r.aligns:
-        from_R = torch.autograd.grad(R, [x, *parameters.values()], allow_unused=True)
-        moves = backward | (
-            {n.replace("backward_weight", "weight") for n in backward} if r.operations.update_forward else set()
-        )
-        for name, g in zip(["x", *parameters], from_R, strict=True):
-            assert (g is not None) == (name in moves), name
 
 
 @by_aligning_rule
@@ -178,19 +106,6 @@ def test_R_of_one_layer_does_not_move_another(rule: RuleCase) -> None:
 
 
 @by_any_rule
-def test_the_gradient_scales_with_the_loss(rule: RuleCase) -> None:
-    """What a GradScaler does: multiply the loss, divide the gradients."""
-    if not rule.scales:
-        pytest.skip("it does not, and says so where float16 would need it")
-    results = []
-    for scale in (1.0, 1024.0):
-        model = small_net(rule.text)
-        step(model, *small_batch(), scale=scale)
-        results.append({n: None if g is None else g / scale for n, g in gradients(model).items()})
-    assert_same(*results)
-
-
-@by_any_rule
 def test_a_penalty_may_be_weighted_by_itself(rule: RuleCase) -> None:
     """Phases multiply terms: 0 · R gives B zero gradients, not none."""
     if not parse(rule.text).aligns:
@@ -201,18 +116,6 @@ def test_a_penalty_may_be_weighted_by_itself(rule: RuleCase) -> None:
     (0.0 * task + 0.0 * tape.penalty()).backward()
     for name in backward_names(model):
         assert torch.equal(model.get_parameter(name).grad, torch.zeros_like(model.get_parameter(name)))
-
-
-@by_any_rule
-def test_two_half_batches_add_up_to_one(rule: RuleCase) -> None:
-    if rule.over_batch or rule.random:
-        pytest.skip("an example's share depends on the batch, or the two halves draw anew")
-    x, labels = small_batch(8)
-    whole, halves = small_net(rule.text), small_net(rule.text)
-    step(whole, x, labels)
-    for half in (slice(0, 4), slice(4, 8)):
-        step(halves, x[half], labels[half], scale=0.5)
-    assert_same(gradients(whole), gradients(halves))
 
 
 # In part

@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import RuleCase, by_any_rule
 from untied import UntiedError
 from untied.algebra import OPTIONS
 from untied.primitives import PRIMITIVES, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
 from untied.schedules import SCHEDULES, Exponential, Linear, Steps, Triangular
-
-
-@by_any_rule
-def test_a_rule_is_read_back_from_its_own_text(rule: RuleCase) -> None:
-    r = parse(rule.text)
-    assert parse(str(r)) == r
-    assert str(parse(str(r))) == str(r)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import attention as _attention  # noqa: F401 (it registers its layers)
-from . import foreign
+from . import foreign, offers
 from .errors import UntiedError
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
@@ -124,6 +124,7 @@ def untie_(
     rule = as_rule(rule)
     rule.check()
     foreign.register()
+    offers.layers(model)
     matches, shown = _matcher(filter), f"filter={filter!r}" if filter is not None else "no filter"
     if not (
         init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init) or angle_of(init) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from .product import LowRankFeedback, ProductFeedback
 from .rule import Rule
 from .transport import Backpropagation, SignSymmetry
 
-__all__ = ["BUILT_IN", "NAMED", "named", "offer", "options_of", "register_rule", "unregister_rule"]
+__all__ = ["BUILT_IN", "NAMED", "named", "offer", "offer_all", "options_of", "register_rule", "unregister_rule"]
 
 BUILT_IN = MappingProxyType[str, type[Rule]](
     {
@@ -114,6 +115,20 @@ def offer(name: str) -> None:
         if register_rule(kind).name != name:
             unregister_rule(kind.name)
             raise UntiedError(f"rule {name} ({point.value}) is called {kind.name!r}: both names must be the same")
+
+
+def offer_all() -> None:
+    """Register every rule that installed packages offer. What cannot be is named in a warning, once, and left out."""
+    for point in importlib.metadata.entry_points(group="untied.rules"):
+        try:
+            offer(point.name)
+        except UntiedError as error:
+            if point.name not in _said:
+                _said.add(point.name)
+                warnings.warn(f"{error}; it is left out", stacklevel=2)
+
+
+_said: set[str] = set()
 
 
 def options_of(name: str) -> list[str]:

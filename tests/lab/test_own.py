@@ -249,3 +249,66 @@ def test_objects_of_this_process_have_names() -> None:
     assert isinstance(build(name, input_shape=(2, 1, 1), classes=3), torch.nn.Linear)
     with pytest.raises(UntiedError, match="process that has ended"):
         own.find("model", "python:gone-1")
+
+
+PLUG_IN = """
+import torch, untied, untied.lab.tasks
+class Scaled(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x / 2)
+class Odd(torch.nn.Linear):
+    pass
+class Task(untied.lab.tasks.Classification):
+    name = "our-task"
+"""
+UNTIED = """
+import untied, plugged
+@untied.register_layer(plugged.Scaled)
+class UntiedScaled(untied.Untied, plugged.Scaled):
+    def forward(self, x):
+        return self.connect(x / 2, untied.geometry.DENSE)
+"""
+
+
+def test_layers_and_tasks_are_offered_and_what_raises_is_named_once(
+    nets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = nets / "plugs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[untied.layers]\nplugged.Scaled = plugged_untied:UntiedScaled\nplugged.Odd = fails:Odd\n"
+        "[untied.tasks]\nour-task = plugged:Task\n[untied.rules]\nfailing = fails:Rule\n"
+    )
+    (nets / "plugged.py").write_text(PLUG_IN)
+    (nets / "plugged_untied.py").write_text(UNTIED)
+    sys.path.append(str(nets))
+    own.offered.cache_clear()
+    plugged = __import__("plugged")
+    try:
+        model = torch.nn.Sequential(plugged.Scaled(4, 3), torch.nn.Linear(3, 2))
+        assert untied.untie_(model, "sa").converted["0"] == "Scaled, rule sa"  # found by its class
+        said = r"plugged.Odd \(fails:Odd\) raised RuntimeError: not today; it is left"
+        with pytest.warns(UserWarning, match=said), pytest.raises(UntiedError, match="0 is Odd, a subclass of Linear"):
+            untied.untie_(torch.nn.Sequential(plugged.Odd(4, 3), torch.nn.Linear(3, 2)), "sa")
+        with pytest.raises(UntiedError, match="0 is Odd, a subclass of Linear"):  # and no second warning
+            untied.untie_(torch.nn.Sequential(plugged.Odd(4, 3), torch.nn.Linear(3, 2)), "sa")
+        with pytest.warns(UserWarning, match=r"rule failing \(fails:Rule\) raised RuntimeError.*left out"):
+            assert main(["rules"]) == 0
+        assert main(["rules"]) == 0
+        capsys.readouterr()
+        assert main(["list"]) == 0
+        out = capsys.readouterr().out
+        for text in (
+            "plugged.Scaled  from plugs",
+            "our-task  from plugs (plugged:Task)",
+            "failing  from plugs",
+            "Conv2d",
+        ):
+            assert text in out
+        words = ["--model", "nets:Net", "--data", "nets:load", "--task", "our-task", "--devices.accelerator", "cpu"]
+        assert main(["train", *words, *SMALL, "--out", "run"]) == 0
+    finally:
+        untied.layers.LAYERS.pop(plugged.Scaled, None)
+        for name in ("plugged", "plugged_untied"):
+            sys.modules.pop(name, None)

@@ -13,7 +13,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__all__ = ["compare", "open_run", "search", "train"]
+__all__ = ["compare", "load", "open_run", "search", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +21,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"untied.lab.{name}")
     if name in ("open_run", "search"):
         return getattr(importlib.import_module("untied.lab.api"), name)
+    if name == "load":
+        return importlib.import_module("untied.lab.exported").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -116,15 +116,27 @@ FORMS = {"gradient_norm": ".0e", "norm_ratio": ".2f", "growth": ".2f"}
 
 
 def export(path: Path, out: Path, which: Which = "last", console: Console | None = None) -> int:
-    """Write a run's weights as a plain (tied) state dict, which the stock model loads. Returns the exit code.
+    """Write a run's weights as a plain (tied) state dict, which the stock model loads, or all that it takes to load the
+    untied network. Returns the exit code.
 
     Args:
-        path: the run folder. out: a .safetensors file. which: the last or the best checkpoint.
+        path: the run folder. out: a .safetensors file, or a folder (`untied.lab.exported`).
+        which: the last or the best checkpoint.
     """
     console = console or Console()
-    if out.suffix != ".safetensors":
-        raise UntiedError(f"{out} is not a name for weights: they are written as .safetensors")
+    if out.suffix not in ("", ".safetensors"):
+        raise UntiedError(
+            f"{out} is not a name for weights: they are written as .safetensors, or to a folder, "
+            "which is a name without a suffix"
+        )
     model, data, config = load_run(path, which)
+    if not out.suffix:
+        from untied.lab import exported
+
+        report = exported.write(path, out, model, data, config)
+        say(console, f"{out}: {config.model} under {config.rule}, {report.verdict}")
+        say(console, f"load it with:  model = untied.lab.load({str(out)!r})")
+        return 0
     state = untied.tie_(model).state_dict()
     about = {"model": config.model, "rule": config.rule, "checkpoint": which, "format": "pt"}
     write_tensors(out, state, about)

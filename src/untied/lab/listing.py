@@ -15,6 +15,8 @@ from untied.lab import models, own, tasks
 from untied.lab.config import PRESETS, TUNED
 from untied.lab.data.config import DataName
 from untied.lab.signs import FROZEN
+from untied.layers import LAYERS
+from untied.naming import offer_all
 from untied.primitives import KNOWN
 from untied.rules import FEEDBACK, NAMED, as_rule, taxonomy
 from untied.statistics import STATISTICS
@@ -54,6 +56,7 @@ def print_rules(console: Console | None = None) -> None:
     """Print every primitive, every named rule and every function of W, with locality and counted cost, and how to
     write a rule."""
     console = console or Console()
+    offer_all()
     primitives = Table(
         "primitive", "penalty P", "gradient in B", "computation", "plasticity", "cost",
         title="Primitives (Table 1, and beyond it; g is the error at the layer's output)", **LOOK,
@@ -93,13 +96,14 @@ def known() -> dict[str, list[str]]:
         "--model": [*models.names(), "mlp-WIDTH-..., resnetDEPTH-wWIDTH", "torchvision:NAME", "timm:NAME"],
         "--data": [*get_args(DataName)],
         "--task": [*tasks.TASKS],
+        "layers": sorted({kind.__name__ for kind in LAYERS if kind.__module__.startswith("torch.nn.modules")}),
     }
 
 
 def print_all(console: Console | None = None) -> None:
     """Print what every option takes by name: ours, what installed packages offer, and how one's own is named."""
     console = console or Console()
-    kinds = {"--rule": "rule", "--model": "model", "--data": "data", "--task": "task"}
+    kinds = {"--rule": "rule", "--model": "model", "--data": "data", "--task": "task", "layers": "layer"}
     for option, names in known().items():
         console.print(f"[bold]{option}[/bold]  {', '.join(names)}", highlight=False)
         for name, point in own.offered(kinds[option]).items():
@@ -107,6 +111,7 @@ def print_all(console: Console | None = None) -> None:
             console.print(f"    {name}  from {package} ({point.value})", markup=False, highlight=False, soft_wrap=True)
     console.print(
         "Your own: --model package.module:Net or path/to/nets.py:Net, and likewise --data, --task; "
-        "rules by untied.register_rule. Packages offer theirs as entry points: " + ", ".join(own.GROUPS.values()) + ".",
+        "rules by untied.register_rule, layers by untied.register_layer. Packages offer theirs as entry points: "
+        + ", ".join(own.GROUPS.values()) + ".",
         markup=False, highlight=False,
     )  # fmt: skip

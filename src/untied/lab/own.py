@@ -26,7 +26,8 @@ from untied.errors import UntiedError
 
 __all__ = ["GROUPS", "blame", "called", "find", "hold", "is_own", "is_path", "offered"]
 
-GROUPS = {"model": "untied.models", "data": "untied.datasets", "rule": "untied.rules", "task": "untied.tasks"}
+GROUPS = {"model": "untied.models", "data": "untied.datasets", "rule": "untied.rules", "task": "untied.tasks",
+          "layer": "untied.layers"}  # fmt: skip
 """The entry points that each kind of thing comes from."""
 
 PYTHON = "python"  # python:NAME is an object of this process, which no other one can find
@@ -46,7 +47,7 @@ def is_own(kind: str, text: str) -> bool:
 
 @cache
 def offered(kind: str) -> Mapping[str, importlib.metadata.EntryPoint]:
-    """The entry points of a kind of thing ("model", "data", "rule", "task"), by name. Nothing is imported."""
+    """The entry points of a kind of thing (a key of ``GROUPS``), by name. Nothing is imported."""
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUPS[kind])}
 
 

@@ -1,4 +1,4 @@
-"""Write a run's plain weights, as the stock model loads them."""
+"""Write a run's plain weights, as the stock model loads them, or a folder that untied.lab.load reads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from untied.lab.arguments import read_config
 
 @dataclass(frozen=True)
 class Export:
-    """The forward weights of a run that untied train has made, as a plain state dict without backward weights."""
+    """The forward weights of a run that untied train has made, as a plain state dict without backward weights; or, to a
+    folder, the untied network with its card and what untied.verify says of it."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     out: Path = Path("model.safetensors")
-    """The file to write."""
+    """The file to write, .safetensors; or the folder, a name without a suffix."""
     checkpoint: Literal["last", "best"] = "last"
     """The last one, or the best on validation."""
 

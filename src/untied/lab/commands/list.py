@@ -1,4 +1,4 @@
-"""List every rule, model and data set by name, and what installed packages offer."""
+"""List every rule, model, data set, task and layer type by name, and what installed packages offer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from untied.lab.arguments import read_config
 
 @dataclass(frozen=True)
 class Everything:
-    """List every rule, model and data set by name, and what installed packages offer."""
+    """List every rule, model, data set, task and layer type by name, and what installed packages offer."""
 
 
 def run(words: list[str]) -> int:
