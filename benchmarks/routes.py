@@ -4,9 +4,6 @@
     python benchmarks/routes.py train cifar10 --root FILE       10,000 images of CIFAR-10 (JPEG), a .npz file
     python benchmarks/routes.py train validation --root FILE    other settings of dfa and pfa there, one seed
     python benchmarks/routes.py train angles                    feedback alignment, B at 0, 30, 60, 90 degrees to W
-    python benchmarks/routes.py train grid                      pfa's expansion and decay on digits' validation split
-    python benchmarks/routes.py train parts --root FILE         what decay and expansion cost, validation images
-    python benchmarks/routes.py train products --root FILE      bp, tuned:pfa and tuned:ldfa again, test images
     python benchmarks/routes.py page                            results/routes/README.md from runs/routes-*
 
 Coefficients are those of `untied compare`'s `tuned:` names, chosen on the validation split of the digits with
@@ -31,43 +28,15 @@ OUT = ROOT / "results" / "routes"
 END = "<!-- /tables -->"
 RULES = ("bp", "fa", "tuned:dfa", "tuned:drtp", "tuned:dkp", "tuned:pfa", "tuned:ldfa", "tuned:kp", "tuned:sa", "mkp")
 ANGLES = (0, 30, 60, 90)
-COURSES = ("exponential(0.1, 0.001)", "exponential(0.03, 0.0003)")
-GRID = (
-    *(f"pfa(expand={expand}, decay={decay})" for expand in (4, 10, 20) for decay in (0.003, 0.01, 0.03)),
-    *(f"pfa(expand={expand}, decay={course})" for expand in (4, 10, 20) for course in COURSES),
-)
 VALIDATED = (
     "pfa", "pfa(decay=0.003)", "dfa(kernel=position, scale=0.03)", "dfa(kernel=position, scale=0.1)",
     "pfa(decay=0.01)", "bp",
 )  # fmt: skip
-PARTS = ("bp", "pfa(expand=10, decay=0.01)", "pfa(expand=10, decay=exponential(0.1, 0.001))")
-DECAYS = (0.01, 0.03)
-CHOSEN = ("pfa(expand=10, decay=exponential(0.1, 0.001))", "pfa(expand=10, decay=0.01)")
 CIFAR = ("--data", "cifar10", "--epochs", "5", "--data.batch-size", "64")
 
 COMPARISONS: dict[str, tuple[int, list[str]]] = {
     "digits": (10, ["--data", "digits", "--rules", *RULES]),
     "cifar10": (0, [*CIFAR, "--rules", *RULES]),
-    "grid": (3, ["--data", "digits", "--evaluate-on", "validation", "--no-frozen", "--rules", *GRID]),
-    "parts": (3, [*CIFAR, "--evaluate-on", "validation", "--no-frozen", "--rules", *PARTS]),
-    **{
-        f"parts-{decay}": (
-            3,
-            [
-                *CIFAR,
-                "--evaluate-on",
-                "validation",
-                "--no-frozen",
-                "--rules",
-                "bp",
-                "--forward.weight-decay",
-                str(decay),
-            ],
-        )
-        for decay in DECAYS
-    },
-    "products": (0, [*CIFAR, "--no-frozen", "--rules", "bp", "tuned:ldfa"]),
-    "products-pfa": (0, [*CIFAR, "--no-frozen", "--rules", *CHOSEN]),
     "validation": (3, [*CIFAR, "--evaluate-on", "validation", "--no-frozen", "--rules", *VALIDATED]),
     **{
         f"angles-{angle}": (10, ["--data", "digits", "--rules", "bp", "fa", "--init", f"angle({angle})", "--no-frozen"])
@@ -169,7 +138,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
-    training.add_argument("which", choices=["digits", "cifar10", "validation", "angles", "grid", "parts", "products"])
+    training.add_argument("which", choices=["digits", "cifar10", "validation", "angles"])
     training.add_argument("--seeds", type=int, default=3)
     training.add_argument("--root", type=Path, help="of the data")
     training.add_argument("--workers", type=int, default=2)
