@@ -257,8 +257,9 @@ def page() -> None:
     rows = read(OUT / "limits.csv")
     seeds = sorted({int(row["seed"]) for row in rows})
     text = ["# Where the local rule's assumptions are broken\n", (__doc__ or "").split("\n\n", 2)[2]]
+    about = "; ".join(dict.fromkeys(row["made"] for row in rows))
     text += [
-        f"{len(seeds)} seeds from {seeds[0]}; {rows[0]['made']}: `python benchmarks/local_rule_limits.py train`\n",
+        f"{len(seeds)} seeds from {seeds[0]}; {about}: `python benchmarks/local_rule_limits.py train`\n",
         "| disturbance | rule | test accuracy, % | minus bp, paired (95 %) | weight angle, ° | gradient angle, ° |",
         "|:--|:--|--:|--:|--:|--:|",
     ]
