@@ -53,27 +53,29 @@ class OptimizerConfig:
     lr: float = 0.1
     """The learning rate at its highest."""
     base_batch: Rare[int | None] = None
-    """The batch size that lr is for: it is used times batch size / base_batch. Without one, lr is used as it is."""
+    """The batch size that lr is for: the rate used is lr times batch size / base_batch. Without one, lr is used as it
+    is."""
     momentum: float = 0.9
     """The momentum, for optimizers that have one."""
     weight_decay: float = 0.0
-    """How strongly forward kernels are pulled to zero. Biases and scales are not; backward weights have their rule's
-    decay."""
+    """How strongly forward kernels are pulled to zero. Biases and scales are not pulled, and backward weights have
+    their rule's decay."""
     arguments: Rare[dict[str, Argument]] = field(default_factory=dict)
-    """Further arguments of the optimizer, such as nesterov=true, or betas=0.9,0.95."""
+    """What else the optimizer takes, such as nesterov=true, or betas=0.9,0.95."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """How the learning rate changes. step divides it by 10 after a third, two thirds and eight ninths of the run."""
+    """How the learning rate changes. With step it is divided by 10 after a third, two thirds and eight ninths of the
+    run."""
     warmup: float = 0.0
     """The fraction of the run in which the learning rate rises linearly from 0."""
     clip: float | None = None
-    """The bound on this group's gradient; none if left out."""
+    """The bound on this group's gradient. By default there is none."""
     clip_by: Rare[Literal["norm", "value"]] = "norm"
     """Whether clip bounds the norm of the whole group's gradient or each of its elements."""
     noise: Rare[float] = 0.0
-    """The standard deviation of noise on each update; 0 adds none."""
+    """The standard deviation of noise on each update. 0 adds none."""
     noise_on: Rare[Literal["gradient", "variable"]] = "gradient"
     """Where the noise goes: on the gradient (the paper, section 5), or, times the learning rate, on the variable after
-    the update (the paper's reference code). The same under plain SGD alone."""
+    the update (the paper's reference code). The two are the same only under plain SGD."""
     noise_kind: Rare[Literal["normal", "uniform"]] = "normal"
     """The distribution of the noise."""
 
@@ -122,21 +124,22 @@ class PhaseConfig:
     """When the task is trained and when the backward weights align. Rules with nothing to align skip all of it."""
 
     kind: Literal["simultaneous", "alternating", "mirror"] = "simultaneous"
-    """simultaneous: both in every step. alternating: one step of alignment alone, then task_steps of the task alone.
-    mirror: mirror_epochs of alignment alone, then engaged_epochs of the task alone, as weight mirror has it."""
+    """How the two take turns. In simultaneous, both are trained in every step. In alternating, one step of alignment
+    alone comes before task_steps of the task alone. In mirror, mirror_epochs of alignment alone come before
+    engaged_epochs of the task alone, as weight mirror has it."""
     delay: int = 0
     """How many epochs of alignment alone come first. They are not counted in epochs."""
     calibrate: int = 0
-    """How many noise measurements of W are averaged into B before the first step, as untied.mirror_ does: 16 leave an
-    angle of about 14 degrees. It takes no data."""
+    """How many noise measurements of W are averaged into B before the first step, as untied.mirror_ does. It takes no
+    data, and 16 leave an angle of about 14 degrees."""
     align_steps: int = 1
     """How many steps of alignment each batch gets: all but the last are of alignment alone, before the task's."""
     task_steps: Rare[int] = 1
-    """For kind alternating: how many task steps follow each alignment step."""
+    """How many task steps follow each alignment step, where kind is alternating."""
     mirror_epochs: Rare[int] = 1
-    """For kind mirror: how many epochs of alignment alone each cycle has. They are counted in epochs."""
+    """How many epochs of alignment alone each cycle has, where kind is mirror. They are counted in epochs."""
     engaged_epochs: Rare[int] = 1
-    """For kind mirror: how many epochs of the task alone each cycle has."""
+    """How many epochs of the task alone each cycle has, where kind is mirror."""
     task: Rare[str] = "1"
     """The weight of the task loss J: a number, or a schedule such as "linear(0, 1, stop=0.1)"."""
     align: Rare[str] = "1"
@@ -218,8 +221,8 @@ class TrainConfig:
 
     rule: str = "sa"
     """The learning rule, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay", perhaps with its backward weights'
-    optimizer, as in "aa @ Adam(lr=0.003)", which else is --backward; or tuned:ia for the settings that we have tuned.
-    untied rules lists what there is."""
+    optimizer, as in "aa @ Adam(lr=0.003)". Write tuned:ia for the settings that we have tuned. The command untied rules
+    lists what there is."""
     model: str = "resnet18"
     """The network: mlp-256-128-tanh, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits"))
@@ -397,9 +400,9 @@ class CompareConfig:
     rules: tuple[str, ...] = (
         "bp", "fa", "tuned:dfa", "tuned:kp", "tuned:wm", "tuned:ia", "tuned:sa", "tuned:aa", "mkp",
     )  # fmt: skip
-    """Learning rules, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay". A rule can bring its own optimizer for its
-    backward weights: "aa @ Adam(lr=0.003)". tuned:ia has the settings that we have tuned. untied rules lists what there
-    is."""
+    """The learning rules, such as sa, "ia(amp=1, null=2)" or "amp + 0.5*decay". A rule can bring its own optimizer for
+    its backward weights: "aa @ Adam(lr=0.003)". Write tuned:ia for the settings that we have tuned. The command untied
+    rules lists what there is."""
     model: str = "resnet18-w8"
     """The network: mlp-256-128, cnn, resnet18-w16, resnet50v2, torchvision:NAME, timm:NAME, ..."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))

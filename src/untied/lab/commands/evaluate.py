@@ -16,15 +16,15 @@ class Evaluation:
     """Top-1, top-5, loss, and all angles by layer, of a run that untied train has made."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The folder of a run of untied train."""
     split: Literal["test", "validation", "train"] = "test"
-    """Which images."""
+    """The images that are evaluated."""
     checkpoint: Literal["last", "best"] = "last"
-    """The last one, or the best on validation."""
+    """Which checkpoint is evaluated: the last, or the best on validation."""
     root: Path | None = None
-    """Where the data lies now, if not where it lay in training."""
+    """Where the data lies now. By default it is where it lay in training."""
     accelerator: str = "auto"
-    """cpu, cuda, mps, or auto: the best there is."""
+    """The kind of device: cpu, cuda, mps, or auto for the best there is."""
 
 
 def run(words: list[str]) -> int:

@@ -17,11 +17,11 @@ class Export:
     folder, the untied network with its card and what untied.verify says of it."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The folder of a run of untied train."""
     out: Path = Path("model.safetensors")
-    """The file to write, .safetensors; or the folder, a name without a suffix."""
+    """The file that is written, .safetensors; or the folder, a name without a suffix."""
     checkpoint: Literal["last", "best"] = "last"
-    """The last one, or the best on validation."""
+    """Which checkpoint is written: the last, or the best on validation."""
 
 
 def run(words: list[str]) -> int:

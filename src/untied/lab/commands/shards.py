@@ -21,9 +21,9 @@ class Packing:
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """It holds train/CLASS/IMAGE, and val/CLASS/IMAGE or test/CLASS/IMAGE."""
+    """The image folder: it holds train/CLASS/IMAGE, and val/CLASS/IMAGE or test/CLASS/IMAGE."""
     out: Annotated[Path, tyro.conf.Positional]
-    """It gets train/*.tar, and val/*.tar or test/*.tar."""
+    """The folder that gets train/*.tar, and val/*.tar or test/*.tar."""
     per_shard: int = 1000
     """How many images a tar file holds."""
     side: int | None = None

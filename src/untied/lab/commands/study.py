@@ -18,13 +18,14 @@ class Running:
     """Start the study that a file describes, or go on with it."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """YAML: kind (search, transfer or noise) and fields of that command; a study folder's config.yaml."""
+    """A YAML file with the study's kind (search, transfer or noise) and the fields of that command, or a study folder's
+    config.yaml."""
     workers: int | None = None
-    """Processes of this machine that train, if not as the file says; 0 trains in this one."""
+    """How many processes of this machine train. By default it is as the file says. 0 trains in this one."""
     storage: str | None = None
-    """The database, if not as the file says."""
+    """The database. By default it is as the file says."""
     out: Path | None = None
-    """The study's folder, if not as the file says."""
+    """The study's folder. By default it is as the file says."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,20 @@ class Joining:
     study: str
     """The study's name."""
     storage: str | None = None
-    """The database's URL; by default the environment variable UNTIED_STORAGE."""
+    """The URL of the database. By default it is the environment variable UNTIED_STORAGE."""
     out: Path | None = None
-    """The study's folder here, for the run folders; workers that share it can go on with each other's runs."""
+    """The study's folder on this machine, for the run folders. Workers that share it can go on with each other's
+    runs."""
     data_root: Path | None = None
-    """Where the data lies here, if not where the study says."""
+    """Where the data lies on this machine. By default it is where the study says."""
     threads: int | None = None
-    """For PyTorch; by default as many as it chooses."""
+    """How many threads PyTorch has. By default it chooses."""
     wait: bool = True
-    """Stay while others train the last runs, in case one of them is lost."""
+    """Whether this worker stays while others train the last runs, in case one of them is lost."""
     quiet: bool = False
-    """Say only what goes wrong."""
+    """Whether it says only what goes wrong."""
     leash: bool = False
-    """Stop once standard input is closed: with the program that has started this worker, however that ends."""
+    """Whether it stops once standard input is closed, which happens when the program that started it ends."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Showing:
     """Print how far a study is, who trains what, and the best so far."""
 
     folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """The study's folder; or name it by --storage and --study."""
+    """The study's folder. Without one, --storage and --study name the study."""
     storage: str | None = None
-    """The database's URL."""
+    """The URL of the database."""
     study: str | None = None
     """The study's name."""
 
@@ -68,7 +70,7 @@ class Recovering:
     folder: Annotated[Path, tyro.conf.Positional]
     """The study's folder."""
     storage: str | None = None
-    """The database, if not the one of before."""
+    """The database that is written. By default it is the one of before."""
 
 
 def run(words: list[str]) -> int:

@@ -35,10 +35,10 @@ class DataConfig:
 
     name: str = "digits"
     """The data set: digits (shipped with scikit-learn), mnist, fashion-mnist, cifar10, cifar100, folder, shards,
-    synthetic, text (characters of a text that scikit-learn ships) or series (a chaotic time series); or a function of
-    your own that returns torch Datasets: package.module:function, path/to/file.py:function.
-    folder is root/train/CLASS/IMAGE and root/val; shards are root/train/*.tar and root/val/*.tar, as untied shards
-    packs a folder."""
+    synthetic, text (characters of a text that scikit-learn ships) or series (a chaotic time series). Your own function
+    that returns torch Datasets is package.module:function or path/to/file.py:function. A folder holds
+    root/train/CLASS/IMAGE and root/val. Shards are root/train/*.tar and root/val/*.tar, as untied shards packs a
+    folder."""
     root: Path | None = None
     """Where the data lies: a folder in torchvision's layout (default: data), the folder of MNIST's raw files,
     gzipped or not, an .npz of JPEG images for cifar10, an image folder, or a folder of shards."""
@@ -49,14 +49,15 @@ class DataConfig:
     evaluation_batch_size: Rare[int] = 500
     """How many examples a batch of validation or test has."""
     validation: float = 0.1
-    """Fraction of each class's training images held out for model selection, in place of the test split. Of shards
-    the last ones are held out, whole, and at least one."""
+    """The fraction of each class's training images that is held out for model selection, in place of the test split. Of
+    shards the last ones are held out, whole, and at least one."""
     augment: Augment = "none"
-    """none, or standard: shifts by up to an eighth of the image, and mirroring (digits are not mirrored);
-    for a folder or shards, the training half of preprocessing."""
+    """Whether training images are varied. With standard they are shifted by up to an eighth of the image, and all but
+    digits are mirrored. Of a folder or shards, standard is the training half of preprocessing."""
     preprocessing: Rare[Preprocess] = "resnet"
-    """How a folder or shards are cropped and scaled. resnet: random resized crops and mirroring, ImageNet's mean and
-    deviation; inception: also smaller crops and colour distortion, values from -1 to 1, for v2 ResNets at 299."""
+    """How a folder or shards are cropped and scaled. With resnet there are random resized crops and mirroring,
+    ImageNet's mean and deviation. With inception there are also smaller crops and colour distortion, and values from -1
+    to 1, for v2 ResNets at 299."""
     decoder: Rare[Decoder] = "pillow"
     """What decodes the JPEG files of a folder or shards. simplejpeg is the faster one, and comes with the
     extra images. Its pixels are the same, and resizing them differs by a rounding."""

@@ -44,45 +44,47 @@ class BenchConfig:
     command: ClassVar[str] = "bench"
 
     rules: tuple[str, ...] = ("bp", "fa", "kp", "usf", "sa", "wm", "aa", "ia")
-    """Learning rules, each perhaps with its optimizer, as in "aa @ Adam(lr=0.003)"."""
+    """The learning rules. A rule can bring its own optimizer for its backward weights: "aa @ Adam(lr=0.003)"."""
     models: tuple[str, ...] = ("resnet18",)
-    """Networks: mlp-256-128, cnn, resnet18-w16, torchvision:NAME, timm:NAME, ..."""
+    """The networks: mlp-256-128, cnn, resnet18-w16, torchvision:NAME, timm:NAME, ..."""
     batches: tuple[int, ...] = (64,)
-    """Images in a step."""
+    """How many images a step has."""
     precisions: tuple[Literal["32", "bf16", "16"], ...] = ("32",)
-    """32; or mixed with bfloat16 or float16 (autocast, without loss scaling)."""
+    """The numbers: 32 bits; or mixed with bfloat16 (bf16) or float16 (16), by autocast and without loss scaling."""
     fractions: tuple[float, ...] = (1.0,)
-    """Shares of the batch on which rules that see activity are evaluated: a row each."""
+    """The shares of the batch on which rules that see activity are evaluated. Each share is a row of its own."""
     align_steps: int = 1
     """How many steps of alignment each batch gets, as phases.align_steps of untied train has it."""
     compile: tuple[bool, ...] = (False,)
-    """Whether the whole step, R included, is compiled with torch.compile: False, True, or both."""
+    """Whether torch.compile compiles the whole step, R included: False, True, or both."""
     backend: str = "inductor"
-    """Of torch.compile."""
+    """The backend of torch.compile."""
     rounds: int = 15
-    """Rounds that are counted, of one step of each rule."""
+    """How many rounds are counted. A round has one step of each rule."""
     profile: int = 3
-    """Further rounds under PyTorch's profiler, for the share of layer products in a step; 0 leaves it out."""
+    """How many further rounds PyTorch's profiler watches, for the share of layer products in a step. 0 leaves it
+    out."""
     clock: Literal["wall", "cpu"] = "wall"
-    """The time that passes; or, on a machine that others use too, this process's CPU time (with --threads 1)."""
+    """What is measured: wall is the time that passes, and cpu is this process's CPU time. Take cpu, with --threads 1,
+    on a machine that others use too."""
     threads: int | None = None
-    """Of the CPU; PyTorch's choice if left out."""
+    """How many threads the CPU computes with. By default PyTorch chooses."""
     image_size: int = 32
-    """Side of the images in pixels."""
+    """The side of the images in pixels."""
     classes: int = 10
-    """Outputs of the network."""
+    """How many outputs the network has."""
     channels_last: bool = True
-    """Keep convolutions' tensors with channels last."""
+    """Whether convolutions' tensors have channels last."""
     forward: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
-    """Of the forward weights, and of the plain network."""
+    """The optimizer of the forward weights, and of the plain network."""
     backward: OptimizerConfig = dataclasses.field(default_factory=backward_default)
-    """Of the backward weights."""
+    """The optimizer of the backward weights."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    """The device: cpu, cuda, cuda:1, mps."""
     out: Path | None = None
-    """Folder for everything that is written; runs/bench-TIME by default."""
+    """The run folder. By default it is runs/bench-TIME."""
     overwrite: bool = False
-    """Replace an earlier run in that folder."""
+    """Whether an earlier run in that folder is replaced."""
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("align_steps", 1), ("profile", 0), ("image_size", 1), ("classes", 1)):

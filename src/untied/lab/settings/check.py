@@ -18,7 +18,7 @@ class CheckConfig:
     """Say by number, on one batch, whether errors go through the backward weights alone, and what moves those."""
 
     model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
-    """A network, as untied train takes it, freshly initialised."""
+    """The network, as untied train takes it. It is freshly initialised."""
     rule: str = "sa"
     """The learning rule."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))

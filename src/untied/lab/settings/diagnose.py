@@ -22,10 +22,10 @@ class DiagnoseConfig:
     command: ClassVar[str] = "diagnose"
 
     model: Annotated[str, tyro.conf.Positional] = "resnet18-w8"
-    """A network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
+    """The network, as untied train takes it, freshly initialised; or the folder of a run of untied train."""
     rule: str | None = None
-    """The learning rule, perhaps with its backward weights' optimizer: "wm(decay=2) @ SGD(lr=0.01)". Left out: wm, or
-    that of the run."""
+    """The learning rule, perhaps with its backward weights' optimizer: "wm(decay=2) @ SGD(lr=0.01)". By default it is
+    wm, or the rule of the run."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", batch_size=32, validation=0.2))
     """The data; --data NAME is short for --data.name NAME."""
     task: str = ""

@@ -21,16 +21,17 @@ class DynamicsConfig:
     command: ClassVar[str] = "dynamics"
 
     rules: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Such as "wm(amp=1, decay=0.5)" sa: a panel each."""
+    """The learning rules, such as "wm(amp=1, decay=0.5)" sa. Each gets a panel."""
     x: float | None = None
-    """The layer's input, or its root mean square: 1 if left out; for a rule with noise input, the noise's."""
+    """The layer's input, or its root mean square; for a rule with noise input, that of the noise. By default it is
+    1."""
     extent: float | None = None
-    """Half the width of a panel; enough to hold every fixed point if left out."""
+    """Half the width of a panel. By default every fixed point fits in."""
     lr: float = 0.1
-    """Learning rate, for the time constants in steps of SGD."""
+    """The learning rate of SGD, for time constants in steps."""
     momentum: float = 0.0
-    """Of SGD, for the same."""
+    """The momentum of SGD, for time constants in steps."""
     out: Path | None = None
-    """Where to write; runs/dynamics-<time> if left out."""
+    """The run folder. By default it is runs/dynamics-TIME."""
     overwrite: bool = False
-    """Replace what an earlier call has written there."""
+    """Whether what an earlier call has written there is replaced."""

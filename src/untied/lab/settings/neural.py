@@ -43,45 +43,45 @@ class NeuralConfig:
     command: ClassVar[str] = "neural"
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders of untied train, untied compare or untied transfer, or a folder of runs; runs of one rule are its seeds.
-    LABEL=FOLDER puts a run under a label."""
+    """The folders of untied train, untied compare or untied transfer, or a folder of runs. Runs of one rule count as
+    its seeds. LABEL=FOLDER puts a run under a label."""
     recording: tuple[Path, ...] = ()
-    """Files of recordings, see docs/neural.md; neurons of one region are pooled."""
+    """The files of recordings, which docs/neural.md describes. Neurons of one region are pooled."""
     layers: tuple[str, ...] = ("default",)
-    """Names of layers, NAME:input for what goes into one; all; or default: blocks, layers outside of them, and what the
-    classifier sees."""
+    """The layers by name; NAME:input is what goes into one, and all is every layer. The default is the blocks, layers
+    outside of them, and what the classifier sees."""
     maps: tuple[Literal["pls", "ridge"], ...] = ("pls",)
-    """From features to neurons: partial least squares, ridge regression, or both."""
+    """How features are mapped to neurons: by partial least squares (pls), ridge regression (ridge), or both."""
     components: int = 25
-    """Of partial least squares."""
+    """How many components partial least squares has."""
     splits: int = 5
-    """Train/test splits over pictures."""
+    """How many times the pictures are split into training and test."""
     test: float = 0.2
-    """Fraction of the pictures that are tested on in a split."""
+    """The fraction of the pictures that are tested on in a split."""
     inner: int = 3
-    """Folds of a split's training pictures, on which layers and penalties are chosen."""
+    """How many folds a split's training pictures have. Layers and penalties are chosen on them."""
     bootstrap: int = 500
-    """Samples of the images for the standard error of dissimilarities."""
+    """How many samples of the images give the standard error of dissimilarities."""
     seed: int = 0
-    """Of splits and samples."""
+    """The seed of splits and samples."""
     random: bool = False
-    """Add each run's network as it was before training, the floor."""
+    """Whether each run's network as it was before training is added, as the floor."""
     pixels: bool = False
-    """Add the pictures themselves, as the networks see them."""
+    """Whether the pictures themselves are added, as the networks see them."""
     checkpoint: Literal["last", "best"] = "last"
-    """Of runs of untied train."""
+    """Which checkpoint of a run of untied train is used: the last, or the best on validation."""
     root: Path | None = None
-    """Where the training data lies now, if not where it lay: sizes and normalisation come from there."""
+    """Where the training data lies now, if it was moved. Sizes and normalisation come from there."""
     width: int = 16384
-    """Layers wider than this are projected onto so many random orthogonal directions."""
+    """How wide a layer may be. Wider ones are projected onto so many random orthogonal directions."""
     memory: int = 1024
-    """Megabytes that the features of several layers may take."""
+    """How many megabytes the features of several layers may take."""
     device: str = "cpu"
-    """Where networks compute; maps are fitted on the CPU."""
+    """Where networks compute: cpu, cuda, cuda:1, mps. Maps are fitted on the CPU."""
     out: Path | None = None
-    """Where to write; runs/neural-TIME if left out."""
+    """The run folder. By default it is runs/neural-TIME."""
     overwrite: bool = False
-    """Replace what an earlier call has written there."""
+    """Whether what an earlier call has written there is replaced."""
 
     def __post_init__(self) -> None:
         least = {"components": 1, "splits": 1, "inner": 2, "bootstrap": 2, "seed": 0, "width": 64, "memory": 1}
@@ -109,40 +109,43 @@ class ConvertConfig:
     """Make a recording from arrays. An array is named as FILE names it, or is the path of an .npy file."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """An .npz file of arrays, brainscore:IDENTIFIER (where Brain-Score is installed), or - for .npy files alone."""
+    """An .npz file of arrays; or brainscore:IDENTIFIER, where Brain-Score is installed; or - if all arrays are .npy
+    files."""
     out: Annotated[Path, tyro.conf.Positional]
-    """The recording to write, .npz."""
+    """The recording that is written, an .npz file."""
     images: str = "images"
-    """The pictures: an array (n, height, width, 3) or (n, height, width), u1; with --image-offsets, the bytes of image
-    files one after another; or a folder of image files, in the order of their names, or of --image-names."""
+    """The pictures: an array (n, height, width, 3) or (n, height, width) of bytes, or a folder of image files. Files
+    are taken in the order of their names, or of --image-names. With --image-offsets the array holds the bytes of image
+    files, one after another."""
     image_offsets: str | None = None
-    """The array that says where each image file begins and ends, (n + 1,)."""
+    """The array (n + 1,) that says where each image file begins and ends."""
     image_names: str | None = None
-    """The array of file names, in the folder that --images names."""
+    """The array of file names in the folder that --images names."""
     responses: str | None = None
-    """The array of responses. Left out: responses, if there is one of that name."""
+    """The array of responses. By default it is the one that is called responses, if there is one."""
     axes: tuple[Literal["image", "neuron", "repeat"], ...] = ("image", "neuron", "repeat")
-    """What its axes are, in their order; the third may be missing."""
+    """What the axes of the responses are, in their order. The third may be missing."""
     missing: float | None = None
-    """The number that stands for a response that was not measured, beside NaN."""
+    """The number that, like NaN, stands for a response that was not measured."""
     region: str = ""
-    """Of the neurons: an array, or the name itself, such as IT."""
+    """The neurons' region: an array, or the name itself, such as IT."""
     subject: str = ""
-    """Likewise, the animal."""
+    """The animal: an array, or the name itself."""
     neuron: str | None = None
     """The array of the neurons' names."""
     stimulus: str | None = None
-    """The array that has the same value for rows that show one picture; identical pictures are found anyway."""
+    """The array that has the same value for rows that show one picture. Identical pictures are found without it."""
     reliability: str | None = None
     """The array of the neurons' reliability, if repeats are not given."""
     rdm: tuple[str, ...] = ()
-    """Arrays of dissimilarities (n, n), (subject, n, n) or (subject, session, n, n), averaged over sessions."""
+    """The arrays of dissimilarities (n, n), (subject, n, n) or (subject, session, n, n). They are averaged over
+    sessions."""
     rdm_region: tuple[str, ...] = ()
-    """A name for each of them, such as "monkey IT"."""
+    """A name for each of these arrays, such as "monkey IT"."""
     drop: Literal["nothing", "neurons", "images"] = "nothing"
-    """Leave out the neurons, or the images, that have NaN where a number is needed; neurons: also those that answer
-    every image alike."""
+    """What is left out where NaN stands and a number is needed: nothing, the neurons, or the images. With neurons,
+    those that answer every image alike are left out too."""
     name: str | None = None
-    """For display; the name of the file if left out."""
+    """The name that tables and figures show. By default it is that of the file."""
     about: str = ""
-    """Where it comes from, and under what licence."""
+    """Where the recording comes from, and under what licence."""

@@ -37,24 +37,24 @@ class StudyConfig:
     """What every kind of study has."""
 
     name: str = ""
-    """Of the study in its database; by default made from its kind."""
+    """The name of the study in its database. By default it is made from its kind."""
     run: TrainConfig = field(default_factory=small_run)
-    """What all runs have in common: any field of untied train. The study sets the ones that it varies."""
+    """What all runs have in common: any setting of untied train. The study sets the ones that it varies."""
     seeds: int = 1
-    """Runs of each setting, with seeds from run.seed on."""
+    """How many runs each setting has. Their seeds count up from run.seed."""
     storage: str = ""
-    """The database: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...; by default an SQLite file in the
+    """The database: sqlite:///FILE, journal:FILE, postgresql://..., mysql://... By default it is an SQLite file in the
     study's folder."""
     out: Path | None = None
-    """The study's folder, with runs/, table, figures and page; studies/NAME by default."""
+    """The study's folder, which holds runs/, table, figures and page. By default it is studies/NAME."""
     workers: int = 1
-    """Processes of this machine that train; 0 trains in this one."""
+    """How many processes of this machine train. 0 trains in this one."""
     workers_per_gpu: int = 1
-    """How many workers may share a GPU, up to 16: small networks do not fill one."""
+    """How many workers may share a GPU, up to 16. Small networks do not fill one."""
     silence: float = 180.0
-    """Seconds after which a worker that does not report is taken for dead, and its run is given to another."""
+    """After how many seconds a worker that does not report is taken for dead. Its run is then given to another."""
     retries: int = 3
-    """How often a run that its worker did not survive is tried again."""
+    """How often a run is tried again that its worker did not survive."""
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("workers", 0), ("retries", 0)):
@@ -105,17 +105,19 @@ class SearchConfig(StudyConfig):
     """Search metaparameters by TPE (Bergstra et al. 2011), for the best accuracy on validation images."""
 
     space: str = "wm"
-    """What is searched: wm, wm-adaptive, wm-operations, ia (the kinds of space of the paper's section 4), or a file."""
+    """The space that is searched: wm, wm-adaptive, wm-operations or ia, as in the paper's section 4; or a file."""
     trials: int = 40
-    """Settings to try, in all; a larger number continues a study that has ended."""
+    """How many settings are tried in all. A larger number continues a study that has ended."""
     startup: int = 10
-    """Random settings before TPE begins."""
+    """How many random settings are tried before TPE begins."""
     prune: Literal["none", "median", "hyperband"] = "median"
-    """Stop a run early if after the same epoch it is below the median of the earlier ones; or Hyperband's brackets."""
+    """Whether poor runs stop early. With median, a run stops that is below the median of earlier runs after the same
+    epoch. With hyperband, Hyperband's brackets say which runs stop."""
     prune_after: int = 1
-    """For median: epochs that every run is given."""
+    """How many epochs every run is given before median may stop it."""
     sampler_seed: int = 0
-    """Of TPE's random numbers. With one worker the search can be repeated exactly, however it was interrupted."""
+    """The seed of TPE's random numbers. With one worker the search can be repeated exactly, however it was
+    interrupted."""
 
     kind = "search"
 
@@ -150,12 +152,13 @@ class GridConfig(StudyConfig):
     """Rules and architectures, every one with every other."""
 
     rules: tuple[str, ...] = ("bp", "tuned:sa", "tuned:aa")
-    """Learning rules, each perhaps with a label, a colon and a space before it: a rule as in untied compare, such as
-    "aa @ Adam(lr=0.003)" or tuned:aa; "ia-tpe: best of STUDY", the best setting of a search's folder; "recipe NAME"."""
+    """The learning rules, each perhaps with a label, a colon and a space before it. An entry is a rule as in untied
+    compare, such as "aa @ Adam(lr=0.003)" or tuned:aa. Or it is "ia-tpe: best of STUDY", the best setting of a search's
+    folder, or "recipe NAME"."""
     models: tuple[str, ...] = ("resnet18-w8", "resnet34-w8", "resnet18v2-w8", "resnet34v2-w8")
-    """Architectures."""
+    """The architectures."""
     seeds: int = 3
-    """Runs of each rule in each architecture, with seeds from run.seed on."""
+    """How many runs each rule has in each architecture. Their seeds count up from run.seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,10 +230,10 @@ class NoiseConfig(GridConfig):
     """Train with Gaussian noise on every update of the backward weights, or of backpropagation's weights (Fig. 5)."""
 
     models: tuple[str, ...] = ("resnet18-w8", "resnet34-w8")
-    """Architectures."""
+    """The architectures."""
     sigmas: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 1.0)
-    """Standard deviations of the noise. It goes on the gradient of R for rules that align, on the gradient of J for
-    backpropagation and rules without an R (run.forward.noise_on and run.backward.noise_on say otherwise)."""
+    """The standard deviations of the noise. It goes on the gradient of R for rules that align, and on the gradient of J
+    for all others. The settings run.forward.noise_on and run.backward.noise_on can say otherwise."""
 
     kind = "noise"
 
