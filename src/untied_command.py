@@ -6,7 +6,9 @@ It lies beside the package, as whoever imports that waits for PyTorch, and a lis
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 __all__ = ["commands", "main", "usage"]
@@ -27,12 +29,18 @@ def commands() -> dict[str, str]:
 
 def usage() -> str:
     """What ``untied --help`` prints."""
-    lines = [f"  {name:<10} {line}" for name, line in commands().items()]
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = [
+        textwrap.fill(line, width, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False)
+        for name, line in commands().items()
+    ]
     return "\n".join(
         [
             "usage: untied COMMAND [OPTIONS]     (untied COMMAND --help lists them)\n",
             *lines,
-            "\n  --version   --debug (a traceback with every error)   --print-completion bash, zsh or fish",
+            "\n  --version             the version",
+            "  --debug               a traceback with every error",
+            "  --print-completion    for bash, zsh or fish",
         ]
     )
 

@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from untied.errors import UntiedError
+from untied.lab.helptext import print_help
 from untied.lab.reading import is_rare, nested_config, read_yaml, set_in, settings_of
 from untied.lab.record import plain
 
@@ -55,9 +56,7 @@ def read_config(kind: type[T], arguments: list[str], program: str, default: T | 
         raise SystemExit(0)
     if {"-h", "--help"} & set(arguments):
         about = f"Other settings: --set path.to.field=value, as often as you like. {program} --help-all lists them all."
-        given |= {"description": f"{inspect.getdoc(kind)}\n\n{about}"} if has_rare(kind) else {}
-        shown: T = tyro.cli(kind, args=arguments, prog=program, **given)
-        return shown
+        print_help(kind, f"{inspect.getdoc(kind)}\n\n{about if has_rare(kind) else ''}".strip(), program, start)
     said = io.StringIO()
     config: T
     try:
