@@ -2,6 +2,8 @@
 
     python benchmarks/target_propagation.py                      digits, depths 1, 3 and 6, 3 seeds; some minutes
     python benchmarks/target_propagation.py --depths 3 --seeds 5 --epochs 20 --members bp ldrl
+    python benchmarks/target_propagation.py --data mnist --root FOLDER       its four .gz files, as they are published
+    python benchmarks/target_propagation.py --data cifar10-jpeg --root FILE  an .npz of header, data, offsets, labels
 
 Networks are MLPs with ELU and the given number of hidden layers of 64 units, trained by SGD with momentum, with one
 learning rate for all members of a depth. Feedback networks have Adam and some steps a batch, and start with as many as
@@ -12,6 +14,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import gzip
+import io
 import itertools
 import math
 import platform
@@ -22,8 +27,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,20 +58,67 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and test images and labels of a split by seed."""
+Split = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Training images and labels, test images and labels."""
+
+
+def digits(root: Path | None) -> Split:
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-    x = (x - x.mean()) / x.std()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    x, y = x[order], y[order]
     return x[:1347], y[:1347], x[1347:], y[1347:]
 
 
-def network(depth: int, width: int, kind: str, seed: int) -> nn.Sequential:
+def mnist(root: Path | None) -> Split:
+    def read(name: str, skipped: int) -> Tensor:
+        file = Path(root or "") / f"{name}-ubyte.gz"
+        if root is None or not file.is_file():
+            raise SystemExit(f"{file} is not there: give the folder of MNIST's four .gz files with --root")
+        return torch.from_numpy(np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=skipped).copy())
+
+    x, test_x = (read(f"{part}-images-idx3", 16).view(-1, 784) / 255 for part in ("train", "t10k"))
+    y, test_y = (read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k"))
+    return x, y, test_x, test_y
+
+
+def cifar10(root: Path | None) -> Split:
+    """JPEGs that share a header; colours are averaged over 2 × 2 pixels, so that the MLP has 768 inputs."""
+    if root is None or not root.is_file():
+        raise SystemExit(f"{root} is not there: give the .npz file of CIFAR-10's JPEGs with --root")
+    held = np.load(root)
+    header, data, offsets = held["header"].tobytes(), held["data"].tobytes(), held["offsets"]
+    files = (header + data[a:b] for a, b in itertools.pairwise(offsets))
+    x = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(f)).convert("RGB"))) for f in files])
+    x = F.avg_pool2d(x.permute(0, 3, 1, 2) / 255, 2).flatten(1)
+    y, test = torch.from_numpy(held["labels"]).long(), torch.from_numpy(held["split"]) == 1
+    return x[~test], y[~test], x[test], y[test]
+
+
+DATA: dict[str, Callable[[Path | None], Split]] = {"digits": digits, "mnist": mnist, "cifar10-jpeg": cifar10}
+
+
+@functools.lru_cache(maxsize=1)
+def whole(data: str, root: Path | None) -> Split:
+    return DATA[data](root)
+
+
+def load(data: str, root: Path | None, seed: int, images: int) -> Split:
+    """As many training images as are asked for, others by seed where there are more; every test image of the set, of
+    the digits those of a split by seed."""
+    x, y, test_x, test_y = whole(data, root)
+    if data == "digits":
+        x, y = torch.cat([x, test_x]), torch.cat([y, test_y])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    mean, std = x.mean(), x.std()
+    if data == "digits":
+        test_x, test_y = x[order[1347:]], y[order[1347:]]
+    kept = order[: min(images, 1347 if data == "digits" else len(x))]
+    return (x[kept] - mean) / std, y[kept], (test_x - mean) / std, test_y
+
+
+def network(inputs: int, depth: int, width: int, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     parts: list[nn.Module] = []
-    for i, o in itertools.pairwise((64, *[width] * depth, 10)):
+    for i, o in itertools.pairwise((inputs, *[width] * depth, 10)):
         parts += [nn.Linear(i, o), nn.ELU()]
         nn.init.kaiming_normal_(parts[-2].weight)
         nn.init.zeros_(parts[-2].bias)
@@ -136,8 +190,8 @@ def by_targets(
 
 
 def train(member: str, depth: int, seed: int, options: argparse.Namespace) -> dict[str, float | str]:
-    x, y, test_x, test_y = digits(seed)
-    model = network(depth, options.width, member, seed)
+    x, y, test_x, test_y = load(options.data, options.root, seed, options.images)
+    model = network(x.shape[1], depth, options.width, seed)
     lr, batches = options.lr / math.sqrt(depth), len(x) // 64
     if member in RULES:
         step, gradient = by_rule(model, RULES[member], lr)
@@ -150,7 +204,7 @@ def train(member: str, depth: int, seed: int, options: argparse.Namespace) -> di
     for i in range(1, options.epochs * batches + 1):
         rows = torch.randint(len(x), (64,))
         step(x[rows], y[rows], i)
-    spent = (time.perf_counter() - start) / (options.epochs * batches)
+    spent = math.nan if options.untimed else (time.perf_counter() - start) / (options.epochs * batches)
     found = gradient(x[:512], y[:512])
     model.eval()
     with torch.no_grad():
@@ -174,17 +228,19 @@ def machine() -> str:
 
 
 def page(rows: list[dict[str, float | str]], options: argparse.Namespace) -> str:
-    lines = ["# Target propagation on the digits\n",
-             f"`{' '.join(['python', *sys.argv])}`; {machine()}.\n",
-             f"MLPs of {options.width} units a layer with ELU, {options.epochs} epochs of {1347 // 64} batches of 64, "
-             f"{options.seeds} seeds, learning rate {options.lr:g}/√depth with momentum 0.9; feedback: Adam, lr "
+    timed = not any(math.isnan(float(r["seconds"])) for r in rows)
+    words = " ".join(["python", *sys.argv]).replace(str(options.root), "PATH")
+    lines = [f"# Target propagation on {options.data}\n",
+             f"`{words}`; {machine()}.\n",
+             f"MLPs of {options.width} units a layer with ELU, {options.epochs} epochs of "
+             f"{options.images // 64} batches of 64, {options.seeds} seeds, learning rate {options.lr:g}/√depth with momentum 0.9; feedback: Adam, lr "
              f"{options.feedback_lr:g}, {options.feedback_steps} steps a batch, β = {options.beta:g} (`tp`: 1), σ = "
              f"{options.noise:g}. Cost is over backpropagation's; the angle is that of all forward weights' "
              "pseudogradient to backpropagation's gradient, at the end.\n"]  # fmt: skip
     for depth in sorted({int(r["depth"]) for r in rows}):
         lines += [f"## {depth} hidden layer{'s' if depth > 1 else ''}\n",
-                  "| member | test accuracy, % | gradient angle, ° | cost, counted | cost, measured |",
-                  "|:--|--:|--:|--:|--:|"]  # fmt: skip
+                  "| member | test accuracy, % | gradient angle, ° | cost, counted |" + timed * " cost, measured |",
+                  "|:--|--:|--:|--:|" + timed * "--:|"]  # fmt: skip
         here = [r for r in rows if r["depth"] == depth]
         base = [r for r in here if r["member"] == "bp"] or here
         for member in MEMBERS:
@@ -193,7 +249,9 @@ def page(rows: list[dict[str, float | str]], options: argparse.Namespace) -> str
                 costs = [statistics.fmean(float(r[k]) for r in own) / statistics.fmean(float(r[k]) for r in base)
                          for k in ("flops", "seconds")]  # fmt: skip
                 accuracy, turned = [100 * float(r["accuracy"]) for r in own], [float(r["angle"]) for r in own]
-                cells = [f"`{member}`", spread(accuracy), spread(turned), f"{costs[0]:.2f}", f"{costs[1]:.1f}"]
+                cells = [f"`{member}`", spread(accuracy), spread(turned), f"{costs[0]:.2f}", f"{costs[1]:.1f}"][
+                    : 4 + timed
+                ]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -212,6 +270,9 @@ def write(rows: list[dict[str, float | str]], options: argparse.Namespace) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=DATA, default="digits")
+    parser.add_argument("--root", type=Path, help="where the data lie; the digits need none")
+    parser.add_argument("--images", type=int, help="of training; 1,347 digits, 10,000 of the others if left out")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--members", nargs="+", default=list(MEMBERS), choices=MEMBERS)
     parser.add_argument("--seeds", type=int, default=3)
@@ -222,8 +283,11 @@ def main() -> None:
     parser.add_argument("--feedback-steps", type=int, default=5)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--noise", type=float, default=0.1)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--untimed", action="store_true", help="no times: for a machine that others use too")
+    parser.add_argument("--out", type=Path, help="results/target-propagation; of other data a folder in it")
     options = parser.parse_args()
+    options.images = options.images or (1347 if options.data == "digits" else 10_000)
+    options.out = options.out or (OUT if options.data == "digits" else OUT / options.data)
     torch.set_num_threads(1)
     rows = []
     if (options.out / "runs.csv").is_file():  # what is not run anew stays
