@@ -233,9 +233,10 @@ def page(rows: list[dict[str, float | str]], options: argparse.Namespace) -> str
     lines = [f"# Target propagation on {options.data}\n",
              f"`{words}`; {machine()}.\n",
              f"MLPs of {options.width} units a layer with ELU, {options.epochs} epochs of "
-             f"{options.images // 64} batches of 64, {options.seeds} seeds, learning rate {options.lr:g}/√depth with momentum 0.9; feedback: Adam, lr "
-             f"{options.feedback_lr:g}, {options.feedback_steps} steps a batch, β = {options.beta:g} (`tp`: 1), σ = "
-             f"{options.noise:g}. Cost is over backpropagation's; the angle is that of all forward weights' "
+             f"{options.images // 64} batches of 64, {options.seeds} seeds, learning rate {options.lr:g}/√depth with "
+             f"momentum 0.9; feedback: Adam, lr {options.feedback_lr:g}, {options.feedback_steps} steps a batch, "
+             f"β = {options.beta:g} (`tp`: 1), σ = {options.noise:g}. "
+             "Cost is over backpropagation's; the angle is that of all forward weights' "
              "pseudogradient to backpropagation's gradient, at the end.\n"]  # fmt: skip
     for depth in sorted({int(r["depth"]) for r in rows}):
         lines += [f"## {depth} hidden layer{'s' if depth > 1 else ''}\n",

@@ -407,3 +407,39 @@ def test_other_impossible_things() -> None:
     ):  # fmt: skip
         with pytest.raises(UntiedError, match=words):
             make()
+
+
+@by_kind
+def test_a_loss_of_the_output_sends_targets_in_its_backward_pass(kind: str) -> None:
+    """`net(x)` and R as terms of one loss are the local losses and the feedback's, whatever else is done with them."""
+    model, (x, J) = mlp(5, 7, 6, 4, 3), data()
+    net = TargetPropagation(model, x, kind)
+    for p in net.feedback.parameters():
+        nn.init.normal_(p, std=0.3)
+    wanted = torch.autograd.grad(torch.stack(net.local_losses(net.activity(x), J)).sum(), net.forward_parameters())
+    torch.manual_seed(1)
+    slopes = torch.autograd.grad(net.feedback_loss(net.activity(x)), net.feedback_parameters())
+    torch.manual_seed(1)
+    with net.recording() as heard:
+        y = net(x)
+    torch.testing.assert_close(y, model(x))
+    (J(y) + heard.penalty()).backward()
+    for p, g in zip([*net.forward_parameters(), *net.feedback_parameters()], [*wanted, *slopes], strict=True):
+        torch.testing.assert_close(p.grad, g)
+    with net.recording(align=False) as heard, torch.no_grad():
+        net(x)
+    assert heard.penalty().item() == 0 and heard.penalty().requires_grad
+    net.zero_grad()
+    J(net.plain(x)).backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    J(model(x)).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(ours, model.parameters(), strict=True))
+
+
+def test_a_recording_that_heard_nothing() -> None:
+    net = TargetPropagation(mlp(5, 7, 3), data()[0])
+    with net.recording() as heard:
+        pass
+    with pytest.raises(UntiedError, match="was not called in this recording"):
+        heard.penalty()

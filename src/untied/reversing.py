@@ -107,7 +107,8 @@ def cut(model: nn.Module, x: Tensor) -> list[nn.Module]:
     activation, a pooling or a normalisation, belongs to the block before it.
 
     Args:
-        model: an `nn.Sequential`, or a module whose children are called one after the other. x: an example batch.
+        model: an `nn.Sequential`; a module whose method ``in_blocks()`` gives its blocks; or one whose children are
+            called one after the other. x: an example batch.
 
     Raises:
         UntiedError: running the parts one after the other is not the network; or there are fewer than two blocks.
@@ -116,13 +117,8 @@ def cut(model: nn.Module, x: Tensor) -> list[nn.Module]:
     >>> [described(block) for block in cut(model, torch.randn(5, 4))]
     ['Linear(40), Tanh', 'Linear(27)']
     """
-    parts = [p for child in model.children() for p in (child.children() if _holds_blocks(child, model) else [child])]
-    blocks: list[list[nn.Module]] = []
-    for part in parts:
-        if not blocks or (any(p.dim() > 1 for p in part.parameters()) and _has_kernel(blocks[-1])):
-            blocks.append([])
-        blocks[-1].append(part)
-    made = [b[0] if len(b) == 1 else nn.Sequential(*b) for b in blocks]
+    in_order: Callable[[], list[nn.Module]] | None = getattr(model, "in_blocks", None)
+    made = _by_kernels(model) if in_order is None else in_order()
     why = _differs(model, made, x)
     if why:
         raise UntiedError(
@@ -132,6 +128,16 @@ def cut(model: nn.Module, x: Tensor) -> list[nn.Module]:
     if len(made) < 2:
         raise UntiedError(f"{type(model).__name__} is one block, and targets go from block to block: give two or more")
     return made
+
+
+def _by_kernels(model: nn.Module) -> list[nn.Module]:
+    parts = [p for child in model.children() for p in (child.children() if _holds_blocks(child, model) else [child])]
+    blocks: list[list[nn.Module]] = []
+    for part in parts:
+        if not blocks or (any(p.dim() > 1 for p in part.parameters()) and _has_kernel(blocks[-1])):
+            blocks.append([])
+        blocks[-1].append(part)
+    return [b[0] if len(b) == 1 else nn.Sequential(*b) for b in blocks]
 
 
 def _holds_blocks(child: nn.Module, model: nn.Module) -> bool:

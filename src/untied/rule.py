@@ -183,6 +183,14 @@ class Rule:
         other.fraction = fraction
         return other
 
+    def of_blocks(self, model: Any, example: Callable[[], Tensor]) -> Any:
+        """The network of blocks that it trains; None of a rule of layers, which `untied.untie_` converts.
+
+        Args:
+            model: as PyTorch has it. example: gives a few inputs [n, ...].
+        """
+        return None
+
     def check(self) -> None:
         """Called before a layer gets the rule.
 

@@ -22,8 +22,10 @@ Ernoult et al. 2022 (ldrl).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +111,56 @@ KINDS: dict[str, Kind] = {
 """Every member of the family by its short name."""
 
 
+class SendTargets(torch.autograd.Function):
+    """From the blocks' outputs to the last one; backward, the gradients of the blocks' local losses in their outputs.
+
+    With ‖h_l − t_l‖² / 2β of `TargetPropagation.local_losses` that is (h_l − t_l) / βn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, net: TargetPropagation, *h: Tensor) -> Tensor:
+        ctx.net = net
+        ctx.save_for_backward(*h)
+        return h[-1].view_as(h[-1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        h, net = list(ctx.saved_tensors), ctx.net
+        t = net.targets_for(h, g)
+        hidden = [(v - u) / (net.beta * len(g)) for v, u in zip(h[1:-1], t[:-1], strict=True)]
+        return None, None, *hidden, g
+
+
+class Heard:
+    """What a recording has heard: the activity of each pass, from which R, the feedback's loss, is made."""
+
+    def __init__(self, net: TargetPropagation, align: bool) -> None:
+        self.net, self.align = net, align
+        self.passes: list[list[Tensor]] = []
+
+    def penalty(self) -> Tensor:
+        """R, 0-dim, with gradients in the feedback alone; 0 where it rests.
+
+        Raises:
+            UntiedError: the network was not called.
+        """
+        if not self.passes:
+            raise UntiedError("the network was not called in this recording: call it, or leave the recording out")
+        with torch.enable_grad():
+            if not self.align:
+                zeros = [0.0 * p.sum() for p in self.net.feedback_parameters()]
+                return torch.stack(zeros).sum() if zeros else self.net.feedback_loss([])
+            return torch.stack([self.net.feedback_loss(h) for h in self.passes]).sum()
+
+    def penalties(self) -> dict[str, float]:
+        """R by the target that a feedback network makes, for whoever looks for one that is not finite."""
+        with torch.no_grad():
+            return {
+                f"feedback.{at - 1}": sum(float(self.net.kind.loss(self.net, h, at)) for h in self.passes)
+                for at in range(1, len(self.net.feedback) + 1)
+            }
+
+
 class TargetPropagation(nn.Module):
     """A network of blocks that is trained by targets. The blocks are the model's own modules, so the model learns.
 
@@ -154,6 +206,8 @@ class TargetPropagation(nn.Module):
         strict: bool = True,
     ) -> None:
         super().__init__()
+        self.heard: Heard | None = None
+        self.whole = (model,)  # whose modules the blocks are: no part of the state beside them
         if kind not in KINDS:
             raise UntiedError(f"kind={kind!r} is not possible: choose one of {', '.join(KINDS)}")
         self.kind = KINDS[kind]
@@ -206,10 +260,44 @@ class TargetPropagation(nn.Module):
         return list(self.feedback.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The model's output."""
+        """The model's output. Its backward pass sends targets: blocks get their local losses' gradients, x none.
+
+        So ``J(net(x)).backward()`` is a step of every block, and in ``with net.recording() as heard`` R is heard too.
+        """
+        h = self.activity(x)
+        if self.heard is not None:
+            self.heard.passes.append(h)
+        return SendTargets.apply(self, *h) if torch.is_grad_enabled() else h[-1]
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The model's output, whose backward pass is backpropagation."""
         for block in self.blocks:
             x = block(x)
         return x
+
+    @contextmanager
+    def recording(self, align: bool = True) -> Iterator[Heard]:
+        """Training passes, for what the feedback learns: J and R are terms of one loss, as under `untied.record`.
+
+        Args:
+            align: False lets the feedback rest in this pass.
+
+        >>> import torch
+        >>> from untied.targets import TargetPropagation
+        >>> x, labels = torch.randn(8, 4), torch.randint(3, (8,))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+        >>> net = TargetPropagation(model, x, "sdtp")
+        >>> with net.recording() as heard:
+        ...     task = torch.nn.functional.cross_entropy(net(x), labels)
+        >>> (task + heard.penalty()).backward()
+        >>> all(p.grad is not None for p in net.parameters())
+        True
+        """
+        before, self.heard = self.heard, Heard(self, align)
+        try:
+            yield self.heard
+        finally:
+            self.heard = before
 
     def activity(self, x: Tensor) -> list[Tensor]:
         """h_0 to h_L. Each is computed from the one before it, detached: no graph reaches over two blocks."""
@@ -233,7 +321,7 @@ class TargetPropagation(nn.Module):
         """
         h = [v.detach() for v in h]
         losses = [self.kind.loss(self, h, at) for at in range(1, len(self.feedback) + 1)]
-        return torch.stack(losses).sum() if losses else h[-1].new_zeros((), requires_grad=True)
+        return torch.stack(losses).sum() if losses else torch.zeros((), requires_grad=True)
 
     def targets(self, h: list[Tensor], criterion: Criterion) -> list[Tensor]:
         """t_1 to t_L, detached.
@@ -241,16 +329,24 @@ class TargetPropagation(nn.Module):
         Args:
             h: of `activity`. criterion: J of the output, a mean over the batch.
         """
-        n = len(h[-1])
         with torch.enable_grad():
             y = h[-1].detach().requires_grad_()
             (g,) = torch.autograd.grad(criterion(y), y)
-        t = {self.depth: y.detach() - self.beta * n * g}
+        return self.targets_for(h, g)
+
+    def targets_for(self, h: list[Tensor], g: Tensor) -> list[Tensor]:
+        """t_1 to t_L, detached.
+
+        Args:
+            h: of `activity`. g: ∂J/∂h_L, J a mean over the batch.
+        """
+        n = len(h[-1])
+        t = {self.depth: h[-1].detach() - self.beta * n * g}
         if self.kind.gradient_at_last:
             with torch.enable_grad(), quiet(self):
                 x = h[-2].detach().requires_grad_()
-                (g,) = torch.autograd.grad(criterion(self.blocks[-1](x)), x)
-            t[self.depth - 1] = x.detach() - self.beta * n * g
+                (back,) = torch.autograd.grad(self.blocks[-1](x), x, g)
+            t[self.depth - 1] = x.detach() - self.beta * n * back
         with torch.no_grad():
             for at in range(len(self.feedback), 0, -1):
                 G = self.feedback_of(at)
@@ -327,7 +423,7 @@ class TargetPropagation(nn.Module):
             if found:
                 raise UntiedError(
                     f"block {at} has {found}, which cannot be inverted, and {kind}'s feedback learns the inverse: use "
-                    "Tanh, LeakyReLU or ELU, or kind='ldrl', which asks for none; strict=False trains it all the same"
+                    "Tanh, LeakyReLU or ELU, or ldrl, which asks for none (strict=False trains it all the same)"
                 )
 
     def _check_shape(self, at: int, made: Tensor, wanted: Tensor) -> None:

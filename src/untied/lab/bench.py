@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import untied
 from untied.lab import plots, report, writers
 from untied.lab.costs import (
     CONTROL,
@@ -36,6 +35,7 @@ from untied.lab.costs import (
     table_rows,
 )  # fmt: skip
 from untied.lab.devices import single_device
+from untied.lab.learners import made
 from untied.lab.loop import sized
 from untied.lab.memory import Held
 from untied.lab.models import build
@@ -112,8 +112,7 @@ def _steps(config: BenchConfig, case: Case, compiled: bool) -> dict[str, Step]:
         model = _network(config, case).to(config.device)
         steps[name] = plain_step(model, images, labels, config.forward, case.precision, **options)
     for name, (rule, backward) in config.entries.items():
-        model = _network(config, case)
-        untied.untie_(model, rule)
+        model = made(_network(config, case), rule, lambda: images)
         sized(model, torch.zeros(1, *shape[1:])).to(config.device)
         steps[name] = untied_step(
             model, rule, images, labels, config.forward, backward, case.precision, align_steps=config.align_steps,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-import untied
 from untied.errors import UntiedError
 from untied.lab.config import TrainConfig
 from untied.lab.console import say
 from untied.lab.data import Dataset
 from untied.lab.fitting import check_fit
+from untied.lab.learners import learner
 from untied.lab.loop import dataset, network, task_of
 from untied.lab.settings.check import CheckConfig
 from untied.lab.tasks import Task
@@ -41,7 +43,7 @@ def check(config: CheckConfig, console: Console | None = None) -> int:
     return 0 if report.verified else 1
 
 
-def looked_at(model: nn.Module, goal: Task, x: Tree, y: Tree) -> untied.Verification:
+def looked_at(model: nn.Module, goal: Task, x: Tree, y: Tree) -> Any:
     """`untied.verify` on inputs and targets: in float64, or for large images in the model's type."""
 
     def task(copy: nn.Module) -> Tensor:
@@ -50,13 +52,15 @@ def looked_at(model: nn.Module, goal: Task, x: Tree, y: Tree) -> untied.Verifica
 
     wide = sum(leaf[0].numel() for leaf in tree_leaves(x)) <= WIDE
     targets = y if isinstance(y, Tensor) else None
-    return untied.verify(model, task, targets=targets, dtype=torch.float64 if wide else None)
+    found: Any = learner(model).verify(model, task, targets=targets, dtype=torch.float64 if wide else None)
+    return found
 
 
 def verdict(model: nn.Module, data: Dataset, goal: Task) -> str:
     """What `untied.verify` says of a network on two examples, in a line. It never stops a training."""
     try:
         x, y = (to(first(part, 2), "cpu") for part in goal.batch(next(iter(data.train.epoch(0)))))
-        return looked_at(model, goal, x, y).verdict
+        said: str = looked_at(model, goal, x, y).verdict
+        return said
     except (RuntimeError, UntiedError) as error:
         return f"not verified: {' '.join(str(error).split())}"

@@ -20,6 +20,7 @@ from untied.lab.data import DataConfig
 from untied.lab.edges import INTEGER, bounded, load_yaml, shown
 from untied.lab.reading import Rare, from_mapping
 from untied.lab.signs import FROZEN, trained_as
+from untied.lab.targets import ByTargets
 from untied.rule import Rule
 from untied.rules import parse
 from untied.schedules import Coefficient, value
@@ -320,6 +321,12 @@ class TrainConfig:
             raise UntiedError(
                 f"rule is {self.rule} but phases.align is {self.phases.align}: its decay is W's weight decay "
                 "too, which no weight of R scales; leave it at 1"
+            )
+        if rule.motion == ByTargets.motion and (self.devices.precision == "16" or self.devices.compile):
+            given = "precision is 16" if self.devices.precision == "16" else "compile is set"
+            raise UntiedError(
+                f"rule is {self.rule} but devices.{given}: targets are made in the backward pass, from an error that "
+                "is not scaled, outside of any graph; use 32 or bf16, not compiled"
             )
         if max(value(weight("task", self.phases.task), at / 20) for at in range(21)) == 0:
             raise UntiedError(f"phases.task is {self.phases.task}: the task would never be trained; give it a weight")

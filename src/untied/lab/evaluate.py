@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-import untied
 from untied.errors import UntiedError
 from untied.lab import checkpoint, writers
 from untied.lab.config import TrainConfig
 from untied.lab.console import say
 from untied.lab.data import Dataset
 from untied.lab.devices import fabric_of, prepared
+from untied.lab.learners import learner
 from untied.lab.loop import alignment, dataset, evaluate, identity, network, same_run, task_of
 from untied.lab.record import write_tensors
+from untied.lab.targets import ByTargets
 from untied.lab.train import open_run
 
 __all__ = ["Which", "evaluate_run", "export", "load_run"]
@@ -131,13 +132,17 @@ def export(path: Path, out: Path, which: Which = "last", console: Console | None
         )
     model, data, config = load_run(path, which)
     if not out.suffix:
+        if config.parsed.motion == ByTargets.motion:
+            raise UntiedError(
+                f"{out} would be a folder of untied layers, and {config.rule} has none: name a .safetensors"
+            )
         from untied.lab import exported
 
         report = exported.write(path, out, model, data, config)
         say(console, f"{out}: {config.model} under {config.rule}, {report.verdict}")
         say(console, f"load it with:  model = untied.lab.load({str(out)!r})")
         return 0
-    state = untied.tie_(model).state_dict()
+    state = learner(model).plain(model).state_dict()
     about = {"model": config.model, "rule": config.rule, "checkpoint": which, "format": "pt"}
     write_tensors(out, state, about)
     say(console, f"{out}: {len(state)} tensors of {config.model}, for {data.outputs} outputs")

@@ -40,7 +40,7 @@ Commands that train take the optimizer of the backward weights with the rule, an
 
 MOVES = {
     "transport": "a function of W", "alignment": "nothing", "estimate": "measurements of W", FROZEN: "nothing",
-    "mkp": "W's updates, measurements of W",
+    "targets": "its own loss, in G", "mkp": "W's updates, measurements of W",
 }  # fmt: skip
 """What moves B, by the rule's name or its motion, where no primitive does."""
 LOOK: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}

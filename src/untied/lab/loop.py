@@ -33,10 +33,11 @@ from untied.lab.data import DataConfig, Dataset, Loader, load
 from untied.lab.devices import agree, broadcast_buffers, gathered, prepared, single_device, summed, unsharded
 from untied.lab.edges import shown
 from untied.lab.fabric import Fabric
+from untied.lab.learners import learner, made
 from untied.lab.models import build
 from untied.lab.optim import Optimizers
 from untied.lab.phases import Plan
-from untied.lab.signs import freeze, looks, trained_as
+from untied.lab.signs import freeze, looks
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.lab.tasks import Task
 from untied.lab.tasks.trees import channels_last, first, size, to
@@ -82,20 +83,20 @@ def plain_network(config: TrainConfig, data: Dataset) -> nn.Module:
 
 
 def network(config: TrainConfig, data: Dataset) -> nn.Module:
-    """The untied network: for one seed, W and B start the same under every rule.
+    """The network under its rule: for one seed, W and B start the same under every rule.
 
     Raises:
         UntiedError: the model does not fit the data, or cannot be untied.
     """
-    model = plain_network(config, data)
+    plain, task = plain_network(config, data), task_of(config, data)
     apart = config.seed + 1_000_003  # B is not to be drawn from the numbers that W was drawn from
-    rule = trained_as(config.parsed)
-    torch.manual_seed(apart)  # a kernel that is broadcast, a factor, magnitudes of sign symmetry, a B at an angle
-    like = config.init == "like" and rule.takes_init
-    untied.untie_(model, rule, init=torch.Generator().manual_seed(apart) if like else config.init)
+
+    def inputs() -> Any:
+        return task.batch(next(iter(data.train.epoch(0))))[0]
+
+    model = made(plain, config.parsed, inputs, apart, config.init)
     if any(is_lazy(p) for p in model.parameters()):  # a B that takes its size from its layer's input
-        inputs, _ = task_of(config, data).batch(next(iter(data.train.epoch(0))))
-        sized(model, to(first(inputs, 1), "cpu"))
+        sized(model, to(first(inputs(), 1), "cpu"))
     freeze(model, config.parsed)
     if config.phases.calibrate:
         with torch.random.fork_rng(devices=[]):  # what the run draws later is the same without it
@@ -321,7 +322,8 @@ class Run:
             scores = evaluate(self.evaluated, split, self.task, self.fabric, self.pause)
             if not metrics:  # every epoch was done before; only this is left
                 metrics = alignment(self.model, self.data, self.fabric, self.config)
-            found = looks(self.model, losses(self.model, self.data, self.fabric, self.config, LOOKS))
+            batches = losses(self.model, self.data, self.fabric, self.config, LOOKS)
+            found = looks(learner(self.model), self.model, batches)
         angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
         best = self.position.best
         return {
@@ -561,13 +563,14 @@ def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConf
             return task.loss(model(images), labels)
 
     targets = labels if isinstance(labels, Tensor) else None  # for rules that send them
-    metrics: dict[str, Any] = {"norm_ratio": untied.metrics.norm_ratios(model)}
+    about = learner(model)
+    metrics: dict[str, Any] = {"norm_ratio": about.norm_ratios(model)}
     if config.angles == "weights":
         return metrics | {
-            "weight_angle": untied.metrics.reached_angles(model, loss),
-            "gradient_angle": untied.metrics.gradient_angle(model, loss, targets),
+            "weight_angle": about.weight_angles(model, loss),
+            "gradient_angle": about.gradient_angle(model, loss, targets),
         }
-    table = untied.metrics.measure(model, loss, targets)
+    table = about.measure(model, loss, targets)
     for name in ("projection_angle", "local_gradient_angle", "gradient_norm", "growth"):
         metrics[name] = {layer: getattr(row, name) for layer, row in table.layers.items()}
     metrics["weight_angle"] = {layer: row.reached_angle for layer, row in table.layers.items()}

@@ -15,6 +15,7 @@ from torch import nn
 import untied
 from untied.errors import UntiedError
 from untied.lab.config import ELSEWHERE, OptimizerConfig
+from untied.lab.learners import learner
 from untied.layers import beside_name, untied_layers
 from untied.operations import noise_like
 from untied.primitives import decay
@@ -176,7 +177,7 @@ class Optimizers(torch.optim.Optimizer):
         align_steps: int | None = None,
         batch_size: int | None = None,
     ) -> None:
-        W, B = untied.parameter_groups(model)
+        W, B = learner(model).groups(model)
         W = [w for w in W if w.requires_grad]
         B = [b for b in B if b.requires_grad]
         course = rule.forward_decay

@@ -58,7 +58,8 @@ COLOURS = {
     "bp": "#6B6B6B", "sa": "#0072B2", "aa": "#4A97DB", "ia": "#B8860B", "wm": "#D55E00", "fa": "#8C6D46",
     "kp": "#009E73", "dfa": "#AA4499", "mkp": "#117733", "frozen": "#8B8680", "usf": "#CC79A7", "frsf": "#B03A75",
     "brsf": "#6A5ACD", "sdfa": "#8A8A1E", "drtp": "#B5442E", "dkp": "#7C7FC9", "pfa": "#1F9393", "ldfa": "#7A9A2E",
-    "rdd": "#EE3377",
+    "rdd": "#EE3377", "tp": "#9A6FB0", "dtp": "#5C8A3A", "sdtp": "#C0603F", "drl": "#3E86A8", "ldrl": "#B04A8A",
+    "ddtp": "#A07D1C",
 }  # fmt: skip
 SPARE = ("#4F8FBF", "#8F8F00", "#9E5200", "#5560B8", "#A05A5A", "#3B7A7A", "#BB5566")
 MARKERS = "osD^vPX*<>"

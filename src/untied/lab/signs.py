@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import untied
 from untied.errors import UntiedError
 from untied.layers import untied_layers
 from untied.metrics import VANISHING
@@ -59,15 +58,15 @@ def freeze(model: nn.Module, rule: Rule) -> None:
     last.requires_grad_(True)
 
 
-def looks(model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]]) -> dict[str, Any]:
+def looks(about: Any, model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]]) -> dict[str, Any]:
     """Of a trained network: {"gradient_angle_std": degrees over batches, "signs": what is wrong, in words}.
 
     Args:
-        model: converted. losses: each runs a forward pass on a batch of its own and returns the task's loss; beside
-            it the targets, for rules that send them.
+        about: its `learners.Learner`. model: under a rule. losses: each runs a forward pass on a batch of its own and
+            returns the task's loss; beside it the targets, for rules that send them.
     """
-    table = untied.metrics.measure(model, *losses[0])
-    angles = [table.gradient_angle, *(untied.metrics.gradient_angle(model, *each) for each in losses[1:])]
+    table = about.measure(model, *losses[0])
+    angles = [table.gradient_angle, *(about.gradient_angle(model, *each) for each in losses[1:])]
     known = [a for a in angles if math.isfinite(a)]
     spread = statistics.stdev(known) if len(known) > 1 else None
     signs = []

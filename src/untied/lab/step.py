@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import untied
 from untied.autograd import LossTerm
 from untied.errors import UntiedError
+from untied.lab.learners import Heard, learner
 from untied.lab.optim import Optimizers
 from untied.lab.tasks import Classification, Task
 from untied.lab.tasks.trees import chunks, finite
@@ -62,14 +62,15 @@ class Objective(nn.Module):
         """(J, R, logits). Without ``task`` or ``align`` that part's work is left out, and its weights' gradients are
         zeros: DDP waits for every one of them."""
         targets = labels if isinstance(labels, Tensor) else None  # for rules that send them
-        with untied.record(self.model, progress=progress, step=step, align=align, targets=targets) as tape:
+        about = learner(self.model)
+        with about.record(self.model, progress=progress, step=step, align=align, targets=targets) as tape:
             J, R, logits = self.evaluate(images, labels, task, tape)
         if not task:
-            W = [w for w in untied.parameter_groups(self.model)[0] if w.requires_grad]
+            W = [w for w in about.groups(self.model)[0] if w.requires_grad]
             J = LossTerm.apply(J, len(W), *W, *map(torch.zeros_like, W))
         return J, R, logits
 
-    def _evaluate(self, images: Tensor, labels: Tensor, task: bool, tape: untied.Tape) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, images: Tensor, labels: Tensor, task: bool, tape: Heard) -> tuple[Tensor, Tensor, Tensor]:
         with nullcontext() if task else torch.no_grad():
             logits = self.model(images)
             J = self.task.objective(logits, labels)
@@ -135,7 +136,7 @@ def culprit(objective: nn.Module, images: Any, progress: float, step: int) -> st
     if not finite(images):
         return "there are such values in the inputs"
     model: nn.Module = objective.model  # type: ignore[assignment]
-    with untied.record(model, progress=progress, step=step) as tape, torch.no_grad():
+    with learner(model).record(model, progress=progress, step=step) as tape, torch.no_grad():
         model(images)
     penalties = tape.penalties()
     for layer, module in model.named_modules():

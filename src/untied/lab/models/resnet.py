@@ -179,6 +179,14 @@ class ResNet(nn.Module):
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits
 
+    def in_blocks(self) -> list[nn.Module]:
+        """Stem, residual blocks and head, which share this network's modules: one after the other they are it."""
+        start = [m for m in (self.conv1, self.bn1, None if self.bn1 is None else nn.ReLU(), self.pool) if m is not None]
+        end = [] if self.bn is None else [self.bn, nn.ReLU()]
+        blocks = [block for stage in self.stages for block in getattr(self, stage)]
+        head = nn.Sequential(*end, nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.fc)
+        return [nn.Sequential(*start), *blocks, head]
+
 
 def resnet(
     input_shape: tuple[int, int, int],
