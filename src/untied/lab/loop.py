@@ -323,7 +323,7 @@ class Run:
             if not metrics:  # every epoch was done before; only this is left
                 metrics = alignment(self.model, self.data, self.fabric, self.config)
             batches = losses(self.model, self.data, self.fabric, self.config, LOOKS)
-            found = looks(learner(self.model), self.model, batches)
+            found = looks(self.model, batches, learner(self.model))
         angles = [a for a in metrics["weight_angle"].values() if math.isfinite(a)]
         best = self.position.best
         return {

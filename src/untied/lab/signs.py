@@ -58,12 +58,14 @@ def freeze(model: nn.Module, rule: Rule) -> None:
     last.requires_grad_(True)
 
 
-def looks(about: Any, model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]]) -> dict[str, Any]:
+def looks(
+    model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]], about: Any = untied.metrics
+) -> dict[str, Any]:
     """Of a trained network: {"gradient_angle_std": degrees over batches, "signs": what is wrong, in words}.
 
     Args:
-        about: its `learners.Learner`. model: under a rule. losses: each runs a forward pass on a batch of its own and
-            returns the task's loss; beside it the targets, for rules that send them.
+        model: under a rule. losses: each runs a forward pass on a batch of its own and returns the task's loss; beside
+            it the targets, for rules that send them. about: who measures it, a `learners.Learner`.
     """
     table = about.measure(model, *losses[0])
     angles = [table.gradient_angle, *(about.gradient_angle(model, *each) for each in losses[1:])]
