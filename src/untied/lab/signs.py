@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from untied import metrics
 from untied.errors import UntiedError
 from untied.layers import untied_layers
 from untied.metrics import VANISHING
@@ -59,7 +60,7 @@ def freeze(model: nn.Module, rule: Rule) -> None:
 
 
 def looks(
-    model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]], about: Any = untied.metrics
+    model: nn.Module, losses: Sequence[tuple[Callable[[], Tensor], Tensor | None]], about: Any = metrics
 ) -> dict[str, Any]:
     """Of a trained network: {"gradient_angle_std": degrees over batches, "signs": what is wrong, in words}.
 
