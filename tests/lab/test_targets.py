@@ -116,6 +116,9 @@ def test_train_evaluate_export(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert 0 < result["gradient_angle"] < 90 and result["weight_angle"] is None and (run / "index.html").is_file()
     assert main(["evaluate", str(run)]) == 0 and "block 2" in capsys.readouterr().out
     assert main(["export", str(run), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "folder")]) == 2
+    assert "would be a folder of untied layers, and ldrl has none" in capsys.readouterr().err
     config = TrainConfig(model="mlp-16-tanh", data=DIGITS)
     plain_network(config, dataset(DIGITS, 0, "cpu")).load_state_dict(safetensors.torch.load_file(out))
 
