@@ -80,6 +80,39 @@ def test_no_task_step_changes_the_error(name: str) -> None:
         torch.testing.assert_close(after[layer], E, rtol=0, atol=1e-12)
 
 
+def test_no_step_of_muon_changes_the_error() -> None:
+    """Muon takes matrices alone, and orthogonalises them in bfloat16; another optimizer has the biases."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    untied.untie_(model, "mkp")
+    before, W = errors(model), model[2].weight.detach().clone()
+    moving = [p for p in model.parameters() if p.requires_grad]
+    optimizers = (
+        torch.optim.Muon([p for p in moving if p.dim() == 2], 0.1, weight_decay=0.1),
+        torch.optim.AdamW([p for p in moving if p.dim() != 2], 0.1),
+    )
+    for _ in range(5):
+        with untied.record(model, align=False) as tape:
+            task = nn.functional.cross_entropy(model(torch.randn(7, 6, dtype=torch.float64)), torch.arange(7) % 3)
+        model.zero_grad()
+        (task + tape.penalty()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (model[2].weight - W).norm() > 0.1
+    after = errors(model)
+    for layer, E in before.items():
+        torch.testing.assert_close(after[layer], E, rtol=0, atol=1e-12)
+
+
+def test_a_sharded_weight_is_refused() -> None:
+    """FSDP's weights have the method full_tensor; the difference of W would be a shard's."""
+    layer: Any = nn.Linear(3, 2)
+    untied.untie_(layer, "mkp")
+    layer.weight.full_tensor = None
+    with pytest.raises(UntiedError, match=r"sharded.*use DDP"), untied.record(layer):
+        pass
+
+
 def test_the_copy_is_what_an_equal_optimizer_of_its_own_would_do() -> None:
     """The other exact way: `copy`, with B in W's optimizer and the same state. Without decay both leave E alone."""
     for make in (OPTIMIZERS["sgd"], lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, 0.9)):

@@ -112,8 +112,13 @@ class MirroredKolenPollack(Rule):
         """B takes what W has been moved by since.
 
         Raises:
-            UntiedError: B is parametrized.
+            UntiedError: B is parametrized, or W is sharded (FSDP).
         """
+        if hasattr(visit.W, "full_tensor"):
+            raise UntiedError(
+                f"layer {visit.name}: its weights are sharded, and {self.name} needs the whole of W between two steps: "
+                "use DDP, or a rule that an optimizer moves, such as kp or sa"
+            )
         if not isinstance(visit.beside["backward_weight"], nn.Parameter):
             raise UntiedError(
                 f"layer {visit.name}: {self.name} moves B itself, and a parametrization makes B anew at each call: "

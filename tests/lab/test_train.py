@@ -143,6 +143,7 @@ MISTAKES = [
     (["--set", "accumulate=5"], ["accumulate is 5 but data.batch_size is 12"]),
     (["--set", "ema=1"], ["ema is 1.0"]),
     (["--set", "ema=0.9", "--devices.strategy", "fsdp"], ["ema is set and devices.strategy is fsdp"]),
+    (["--rule", "mkp", "--devices.strategy", "fsdp"], ["rule is mkp and devices.strategy is fsdp", "use ddp"]),
     (["--set", "label_smoothing=1"], ["label_smoothing is 1.0"]),
     (["--evaluate-on", "validation", "--data.validation", "0"], ["evaluate_on is validation but data.validation is 0"]),
     (["--rule", "kp", "--phases.kind", "mirror"], ["rule is kp but phases.kind is mirror"]),

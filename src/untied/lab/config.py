@@ -292,6 +292,11 @@ class TrainConfig:
             raise UntiedError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UntiedError(f"ema is {self.ema}: it must be between 0 and 1, such as 0.999, or left out")
+        if self.parsed.mirrors and self.devices.strategy == "fsdp":
+            raise UntiedError(
+                f"rule is {self.rule} and devices.strategy is fsdp: the rule needs the whole of W between two steps, "
+                "and fsdp shards it; use ddp, or a rule that an optimizer moves, such as kp or sa"
+            )
         if self.ema is not None and self.devices.strategy == "fsdp":
             raise UntiedError(
                 "ema is set and devices.strategy is fsdp: the average would need every weight on every device; "
