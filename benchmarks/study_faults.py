@@ -50,7 +50,7 @@ Does = Callable[[Path], Any]
 def words(folder: Path, journal: bool) -> list[str]:
     where = ["--storage", f"journal:{folder / 'study.log'}"] if journal else []
     return ["transfer", "--rules", "bp", "sa", "--models", "mlp-8", "--seeds", "2", "--set",
-            *(f"run.{setting}" for setting in SMALL), "--workers", "0", *where, "--name", "s",
+            *(f"run.{setting}" for setting in SMALL), "silence=3", "--workers", "0", *where, "--name", "s",
             "--out", str(folder)]  # fmt: skip
 
 
@@ -304,8 +304,10 @@ FAULTS: dict[str, Fault] = {
     "the tables are of another version": Fault(
         sql("UPDATE alembic_version SET version_num = 'v99.0.a'"), codes=(2,), remedy=recover
     ),
-    "two trials have one number": Fault(sql("UPDATE trials SET number = 2 WHERE number = 3")),
-    "all trials have one number": Fault(sql("UPDATE trials SET number = 0")),
+    "two trials have one number": Fault(
+        sql("UPDATE trials SET number = 2 WHERE number = 3"), codes=(2,), remedy=recover
+    ),
+    "all trials have one number": Fault(sql("UPDATE trials SET number = 0"), codes=(2,), remedy=recover),
     "a trial has no number": Fault(
         sql("UPDATE trials SET number = NULL WHERE number = 3"), codes=(0, 2), remedy=recover
     ),

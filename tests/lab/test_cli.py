@@ -69,6 +69,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["train", "--set", "forwad.lr=1"], ["nothing below forwad", "'forward'"]),
         (["train", "--set", "epochs=many"], ["epochs is 'many'"]),
         (["train", "--set", "ema=2"], ["ema is 2"]),
+        (["train", "--model", "mlp-1000000-1000000"], ["has 1e+12 weights", "GiB, and this machine has"]),
         (["--print-completion", "tcsh"], ["tcsh", "bash, zsh, fish"]),
         (["compare", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["rules", "--loud"], ["unknown option '--loud'"]),

@@ -201,6 +201,7 @@ def test_many_processes_make_the_tables_at_once(tmp_path: Path) -> None:
     ("harm", "words"),
     [
         ("UPDATE trials SET number = 0", "two of its trials have one number"),
+        ("UPDATE trials SET number = NULL WHERE number = 1", "or one has none"),
         ('UPDATE study_user_attributes SET value_json = \'{"format": 1, "definition": [1]}\'', r"definition is \[1\]"),
         ("UPDATE trial_user_attributes SET value_json = '7' WHERE key = 'worker'", "worker is 7"),
         ("UPDATE trial_user_attributes SET value_json = '\"x\"' WHERE key = 'attempt'", "attempt is 'x'"),

@@ -239,8 +239,8 @@ def _check(study: optuna.Study, storage: BaseStorage, definition: Any) -> None:
         trials = patiently(lambda: storage.get_all_trials(study._study_id, deepcopy=False), seconds=0)
         for trial in trials:
             validated(Attributes, trial.user_attrs, f"{what}, trial {trial.number}")
-        if len({trial.number for trial in trials}) < len(trials):
-            raise UntiedError(f"{what}: two of its trials have one number")
+        if len({trial.number for trial in trials} - {None}) < len(trials):
+            raise UntiedError(f"{what}: two of its trials have one number, or one has none")
     except NoAnswer:
         raise
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
