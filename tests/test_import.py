@@ -49,7 +49,7 @@ def test_a_command_starts_without_what_it_may_never_need(command: str) -> None:
 def test_help_waits_for_nothing() -> None:
     """A list of commands without PyTorch; and a command's own help without what only its work needs."""
     source = str(Path(untied.__file__).parents[1])
-    code = f"import sys; sys.path.insert(0, {source!r}); import untied_command as program; program.usage()"
+    code = f"import sys; sys.path.insert(0, {source!r}); import untied_usage as program; program.usage()"
     done = subprocess.run([sys.executable, "-c", f"{code}; print(len(sys.modules), 'torch' in sys.modules)"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     count, torch_too = done.stdout.split()

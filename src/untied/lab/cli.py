@@ -17,7 +17,7 @@ from untied.errors import UntiedError
 from untied.lab import arguments, commands, crash
 from untied.lab.completion import completion
 from untied.lab.secrets import redacted
-from untied_command import usage
+from untied_usage import usage
 
 __all__ = ["main"]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 from untied.errors import UntiedError
 from untied.lab.record import RunFolder
-from untied_command import commands
+from untied_usage import commands
 
 __all__ = ["NAMES", "Command", "again", "command", "maker", "makers"]
 
