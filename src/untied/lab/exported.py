@@ -58,7 +58,7 @@ def write(run: Path, out: Path, model: nn.Module, data: Dataset, config: Any) ->
     task = task_of(config, data)
     result = {k: v for k, v in source.read_json("results.json").items() if isinstance(v, int | float | str)}
     x, y = (to(first(part, 4), "cpu") for part in task.batch(next(iter(data.train.epoch(0)))))
-    report = looked_at(model, task, x, y)
+    report: untied.Verification = looked_at(model, task, x, y)
     write_tensors(out / WEIGHTS, model.state_dict(), {"format": "pt", "result": json.dumps(result, sort_keys=True)})
     card = source.path / "card.md"
     texts = {"card.md": card.read_text(encoding="utf-8") if card.is_file() else "", "verify.txt": f"{report}\n"}
