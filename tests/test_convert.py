@@ -348,7 +348,8 @@ def test_a_lazy_layer_works_after_its_first_pass() -> None:
 
 def test_a_plain_state_dict_loads_with_the_backward_weights_missing() -> None:
     model = small_net("sa")
-    result = model.load_state_dict(small_net().state_dict(), strict=False)
+    with pytest.warns(UserWarning, match="leaves B as it is"):
+        result = model.load_state_dict(small_net().state_dict(), strict=False)
     assert result.unexpected_keys == []
     assert result.missing_keys == [f"{n}.backward_weight" for n in ("conv", "grouped", "hidden", "out")]
 
@@ -510,3 +511,22 @@ def test_a_B_that_only_follows_W_rests_where_W_is_frozen(rule: str) -> None:
         (loss + tape.penalty()).backward()
         optimizer.step()
     assert torch.equal(model[2].backward_weight, B) == (rule in ("kp", "pfa", "ldfa(rank=1)"))
+
+
+# Checkpoints of plain models
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "sa", "dfa", "pfa"])
+def test_a_plain_checkpoint_says_what_to_do(rule: str) -> None:
+    plain = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    state, model = copy.deepcopy(plain.state_dict()), copy.deepcopy(plain)
+    untie_(model, rule)
+    said = "no backward weights, as that of a plain model: load it before untie_, or with strict=False"
+    with pytest.warns(UserWarning, match=said), pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(state)
+    own = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match=said):
+        assert model.load_state_dict(state, strict=False).missing_keys
+    model.load_state_dict(own)  # its own is taken without a word
+    untie_(other := copy.deepcopy(plain), "bp")
+    other.load_state_dict(state)

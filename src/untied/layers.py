@@ -188,6 +188,14 @@ class Untied:
             if prefix + name in state and not is_lazy(state[prefix + name]):
                 own.materialize(state[prefix + name].shape)
         super()._load_from_state_dict(state, prefix, *args)  # type: ignore[misc]
+        beside = {prefix + beside_name(w, key) for w in self.own_weights() for key in self.rule.keeps}
+        missing = args[2]  # of the keys of all layers so far
+        if beside & set(missing) and not beside & set(state) and any(prefix + w in state for w in self.own_weights()):
+            warnings.warn(
+                "this state dict has weights and no backward weights, as that of a plain model: load it before "
+                "untie_, or with strict=False, which leaves B as it is",
+                stacklevel=2,
+            )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         module, lazy = cast(nn.Module, self), self._lazy()
