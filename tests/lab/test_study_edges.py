@@ -540,3 +540,21 @@ def test_a_study_whose_maker_was_killed_before_it_said_what_it_is(tmp_path):
     optuna.create_study(storage=storage, study_name="other", direction="maximize").set_user_attr("theirs", 1)
     with pytest.raises(UntiedError, match="was not made by untied"):
         create(storage, "other", {"kind": "search"}, ())
+
+
+def test_a_study_of_another_task_is_refused_before_it_begins(capsys, tmp_path, monkeypatch):
+    """What data of one's own are for is known once they are there: before a folder, a database or a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n\n\ndef load():\n"
+        "    x = torch.randn(60, 4)\n    return TensorDataset(x, x[:, :1]), TensorDataset(x, x[:, :1])\n\n\n"
+        "def said():\n    return dict(zip(('train', 'test'), load()), task='regression')\n"
+    )
+    model, rest = ["--run.model", "mlp-8"], ["--models", "mlp-8", "--rules", "bp"]
+    for words in (["search", *model], ["transfer", *rest], ["noise", *rest]):
+        for function, reason in (("load", "task classification needs"), ("said", "is for regression, but studies")):
+            data = ["--run.data.name", f"sets.py:{function}", "--run.data.batch-size", "8", "--workers", "0"]
+            assert main([*words, *data]) == 2
+            err = capsys.readouterr().err
+            assert reason in err and f"sets.py:{function}" in err and err.count("\n") == 1
+            assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["sets.py"]

@@ -24,7 +24,7 @@ from typing import Any
 
 from untied.errors import UntiedError
 
-__all__ = ["GROUPS", "blame", "called", "find", "hold", "is_own", "is_path", "offered"]
+__all__ = ["GROUPS", "a", "blame", "called", "find", "hold", "is_own", "is_path", "offered"]
 
 GROUPS = {"model": "untied.models", "data": "untied.datasets", "rule": "untied.rules", "task": "untied.tasks",
           "layer": "untied.layers"}  # fmt: skip
@@ -146,7 +146,7 @@ def called(kind: str, text: str, **given: Any) -> Any:
     """
     found = find(kind, text)
     if not callable(found):
-        raise UntiedError(f"{kind} {text} is {_a(found)}, which cannot be called: name a function or a class")
+        raise UntiedError(f"{kind} {text} is {a(found)}, which cannot be called: name a function or a class")
     try:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):  # of something built in
@@ -202,6 +202,6 @@ def hold(thing: Any) -> str:
     return f"{PYTHON}:{own}"
 
 
-def _a(thing: Any) -> str:
+def a(thing: Any) -> str:
     kind = type(thing).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"

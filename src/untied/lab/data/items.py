@@ -74,7 +74,7 @@ def load_own(config: DataConfig, *, seed: int, device: torch.device | str) -> Sp
         found = dict(zip(names, found, strict=True))
     if not isinstance(found, Mapping):
         raise UntiedError(
-            f"{what} returned a {type(found).__name__}: return (train, test), (train, validation, test), or a mapping "
+            f"{what} returned {own.a(found)}: return (train, test), (train, validation, test), or a mapping "
             "of these names, each a torch Dataset or a DataLoader"
         )
     if unknown := [key for key in found if key not in KEYS]:
@@ -100,7 +100,7 @@ def part_of(found: Any, what: str) -> Part:
     items = part.items
     if isinstance(items, IterableDataset) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise UntiedError(
-            f"{what} is a {type(items).__name__}, without a length or items by number: give a torch Dataset with "
+            f"{what} is {own.a(items)}, without a length or items by number: give a torch Dataset with "
             "__len__ and __getitem__"
         )
     if not len(part):
@@ -134,7 +134,7 @@ def from_parts(
         train, held = held_out(train, config.validation, what)
     inputs, target = fetched(train, 0, what)
     if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
-        raise UntiedError(f"{what}: an input is a {type(inputs).__name__}, not a tensor or tensors: convert it")
+        raise UntiedError(f"{what}: an input is {own.a(inputs)}, not a tensor or tensors: convert it")
     single = isinstance(target, Tensor) and not target.dim() and not target.is_floating_point()
     if classes is None and single:
         classes = classes_of(train, what)
@@ -183,7 +183,7 @@ def checked(batch: Any, what: str) -> tuple[Any, Any]:
         raise UntiedError(f"{what}: {batch.why}")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise UntiedError(f"{what}: an item is a {type(batch).__name__}{size}: it must be a pair (input, target)")
+        raise UntiedError(f"{what}: an item is {own.a(batch)}{size}: it must be a pair (input, target)")
     return batch[0], batch[1]
 
 

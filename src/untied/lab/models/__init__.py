@@ -128,7 +128,7 @@ def _own(name: str, **given: Any) -> nn.Module:
         )
     model = own.called("model", name, **given)
     if not isinstance(model, nn.Module):
-        raise UntiedError(f"model {name} gave a {type(model).__name__}: it must give a torch.nn.Module")
+        raise UntiedError(f"model {name} gave {own.a(model)}: it must give a torch.nn.Module")
     return model
 
 

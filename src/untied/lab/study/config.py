@@ -75,6 +75,11 @@ class StudyConfig:
 
     kind = ""
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The models that its runs train."""
+        return (self.run.model,)
+
     # What identifies a study, and what it trains
 
     def define(self) -> Definition:
@@ -178,6 +183,10 @@ class GridConfig(StudyConfig):
                 raise UntiedError(f"two rules are called {label!r}: give one another label, as in 'other: {text}'")
             entrants[label] = part
         return super().define() | {"definition": entrants}
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return self.models
 
     def points(self) -> list[dict[str, Any]]:
         """What else is varied, beside rule, model and seed."""

@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from untied.errors import UntiedError
 from untied.lab.console import interruptible, say, stopping
+from untied.lab.fitting import check_fit
 from untied.lab.loop import dataset
+from untied.lab.models import is_own
 from untied.lab.processes import is_gone, is_of_this_system, when_closed
 from untied.lab.reading import read_mapping
 from untied.lab.record import ENVIRONMENT, RunFolder, file_name
@@ -66,6 +68,12 @@ def run(config: StudyConfig, console: Console | None = None) -> int:
     assert config.out is not None
     definition = config.define()
     data = dataset(config.run.data, config.run.seed, "cpu")
+    if (task := config.run.task or data.task) != "classification":
+        raise UntiedError(
+            f"{data.name} is for {task}, but studies compare accuracies of classification: use untied compare, or train"
+        )
+    for model in config.networks if config.run.data.is_own else filter(is_own, config.networks):
+        check_fit(dataclasses.replace(config.run, model=model), data)
     folder = open_folder(config.out, definition)
     study, new = create(open_storage(config.storage), config.name, definition, CHANGEABLE)
     with_sampler(study, config)

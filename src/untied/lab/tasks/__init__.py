@@ -72,6 +72,6 @@ def make(name: str, data: Dataset, label_smoothing: float = 0.0) -> Task:
     task = own.called("task", name, **given)
     if not isinstance(task, Task) or not getattr(task, "name", None) or not task.metrics:
         raise UntiedError(
-            f"task {name} gave a {type(task).__name__}: it must be an untied.lab.tasks.Task with a name and metrics"
+            f"task {name} gave {own.a(task)}: it must be an untied.lab.tasks.Task with a name and metrics"
         )
     return task
