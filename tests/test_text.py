@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from untied import UntiedError
 from untied.algebra import OPTIONS
+from untied.naming import BUILT_IN
 from untied.primitives import PRIMITIVES, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
 from untied.schedules import SCHEDULES, Exponential, Linear, Steps, Triangular
@@ -152,7 +153,7 @@ def test_any_text_is_a_rule_or_an_error_of_one_line(text: str) -> None:
     ("text", "marked", "possible"),
     [
         ("amq", ">>>amq<<<", "decay, amp, null, sparse, self"),
-        ("amq", ">>>amq<<<", ", ".join(NAMED)),
+        ("amq", ">>>amq<<<", ", ".join(BUILT_IN)),
         ("amp + amq", "amp + >>>amq<<<", "decay, amp"),
         ("SA", ">>>SA<<<", "sa"),
         ("amp decay", "amp >>>decay<<<", "+, - or the end"),

@@ -80,6 +80,11 @@ def assert_R_is_readable(layer: Untied, forward: Pass, name: str) -> None:
 
     Raises:
         AssertionError: they differ.
+
+    >>> import torch, untied
+    >>> layer, x = torch.nn.Linear(4, 3).double(), torch.randn(5, 4).double()
+    >>> _ = untied.untie_(layer, "ia")
+    >>> assert_R_is_readable(layer, lambda module: module(x), "a dense layer")
     """
     module: Any = layer
     rule: Any = layer.rule
