@@ -188,9 +188,9 @@ PLACES: dict[str, Place] = {
     "stdout closed": Place(before=closing(1), fresh=True),
     "stderr closed": Place(before=closing(2), fresh=True),
     "stdin, stdout and stderr closed": Place(before=closing(0, 1, 2), fresh=True),
-    "stdout full": Place(before=opening("/dev/full", 1), codes=(0, 2)),
+    "stdout full": Place(before=opening("/dev/full", 1), codes=(2,)),
     "stderr full": Place(before=opening("/dev/full", 2)),
-    "stdout and stderr full": Place(before=opening("/dev/full", 1, 2), codes=(0, 2), silent=True),
+    "stdout and stderr full": Place(before=opening("/dev/full", 1, 2), codes=(2,), silent=True),
     "stdin of zeros": Place(before=opening("/dev/zero", 0)),
     "output to head -1": Place(pipe="head -1"),
     "output to a reader that is gone": Place(pipe="true"),
@@ -202,7 +202,7 @@ PLACES: dict[str, Place] = {
     "48 open files": Place(before=limiting(resource.RLIMIT_NOFILE, 48)),
     "16 open files": Place(before=limiting(resource.RLIMIT_NOFILE, 16), codes=(0, 2)),
     "files of 2 KB at most": Place(before=limiting(resource.RLIMIT_FSIZE, 2048), codes=(2,)),
-    "files of no bytes": Place(before=limiting(resource.RLIMIT_FSIZE, 0), codes=(2,)),
+    "files of no bytes": Place(before=limiting(resource.RLIMIT_FSIZE, 0), codes=(2,), silent=True),  # its output is one
     "1.2 GB of addresses": Place(before=limiting(resource.RLIMIT_AS, 1_200_000_000), codes=(0, 1, 2), fresh=True),
     "3 GB of addresses": Place(before=limiting(resource.RLIMIT_AS, 3_000_000_000), codes=(0, 1, 2), fresh=True),
     "no core dumps, small stack": Place(before=limiting(resource.RLIMIT_STACK, 2**20)),
@@ -210,14 +210,14 @@ PLACES: dict[str, Place] = {
     "umask 777": Place(before=masked, codes=(2,)),
     "umask 0": Place(before=lambda: os.umask(0) and None),
     "folder behind a link": Place(ready=linked),
-    "folder that is deleted": Place(before=gone, codes=(2,)),
-    "folder that is deleted, no --out": Place(before=gone, out=None, codes=(2,)),
+    "folder that is deleted": Place(before=gone, codes=(2,), fresh=True),
+    "folder that is deleted, no --out": Place(before=gone, out=None, codes=(2,), fresh=True),
     "folder read-only": Place(ready=read_only, before=no_root, codes=(2,)),
     "folder read-only, no --out": Place(ready=read_only, before=no_root, out=None, codes=(2,)),
     "folder with spaces and quotes": Place(folder=b"a b 'c' \"d\" $e"),
     "folder with a newline": Place(folder=b"a\nb"),
     "folder that is no UTF-8": Place(folder=b"a\xff\xfeb"),
-    "folder with markup": Place(folder=b"[red]a[/red] <b>&amp; %s {x}"),
+    "folder with markup": Place(folder=b"[red]a[bold] <b>&amp; %s {x}"),
     "folder of other letters": Place(folder="ærlig 学習 🙂".encode()),
     "folder with a long name": Place(folder=b"x" * 255),
     "run that is no UTF-8": Place(out="r\udcff"),
@@ -293,7 +293,8 @@ def tried(place: Place, root: Path) -> tuple[int | None, str, Path]:
     os.chmod(folder, 0o777)
     place.ready(folder)
     environment = {} if place.empty else dict(os.environ)
-    for name, value in ({"PYTHONPATH": str(SOURCE)} | place.variables).items():
+    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    for name, value in ({"PYTHONPATH": path} | place.variables).items():
         environment.pop(name, None)
         if value is not None:
             environment[name] = value
@@ -335,11 +336,11 @@ def verdict(place: Place, code: int | None, said: str, run: Path, whole: Any) ->
 def main() -> int:
     """Try every environment and print a table. Returns the exit code."""
     parser = argparse.ArgumentParser(description="A small run in one odd environment after the other.")
-    parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    places = {name: place for name, place in PLACES.items() if given.only in name}
-    failed = []
+    places = {name: place for name, place in PLACES.items() if any(part in name for part in given.only)}
+    failed, missed = [], 0
     with tempfile.TemporaryDirectory() as temporary:
         code, said, run = tried(Place(), Path(tempfile.mkdtemp(dir=temporary)))
         assert code == 0, said
@@ -348,13 +349,18 @@ def main() -> int:
         print("| environment | exit code | |\n|---|--:|---|")
         for name, place in places.items():
             began = time.monotonic()
-            code, said, run = tried(place, Path(tempfile.mkdtemp(dir=temporary)))
+            try:
+                code, said, run = tried(place, Path(tempfile.mkdtemp(dir=temporary)))
+            except OSError as error:  # as where another user may not read the interpreter
+                missed += 1
+                print(f"| {name} | | not possible here: {error.strerror} |", flush=True)
+                continue
             wrong = verdict(place, code, said, run, whole)
             print(f"| {name} | {code} | {'fails: ' + wrong if wrong else 'passes'} |", flush=True)
             if wrong:
                 failed.append(name)
                 print(f"  after {time.monotonic() - began:.0f} s it had said: {said[-1500:]}", flush=True)
-    print(f"\n{len(places)} environments, {len(failed)} failed")
+    print(f"\n{len(places)} environments, {len(failed)} failed, {missed} not possible here")
     return int(bool(failed))
 
 

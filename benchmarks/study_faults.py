@@ -436,12 +436,12 @@ def wrong_with(fault: Fault, half: Path, whole: Any, folder: Path) -> tuple[str,
 def main() -> int:
     """Try every fault and print a table. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Do one harm after the other to a study that is half done.")
-    parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     given = parser.parse_args()
     torch.set_num_threads(1)
     plots.save = lambda *given: None  # figures would take most of the time
     processes.WATCH = 1.0
-    faults = {name: fault for name, fault in FAULTS.items() if given.only in name}
+    faults = {name: fault for name, fault in FAULTS.items() if any(part in name for part in given.only)}
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

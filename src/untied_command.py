@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from untied_usage import usage
 
@@ -12,7 +13,15 @@ __all__ = ["main", "usage"]
 def main() -> int:
     """Run the command line. Returns the exit code."""
     if sys.argv[1:2] in (["-h"], ["--help"], ["help"]):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:  # the reader has seen enough
+            sys.stdout = None
+        except OSError as error:
+            sys.stdout = None
+            with suppress(OSError):
+                print(f"untied: the output cannot be written: {error.strerror}", file=sys.stderr)
+            return 2
         return 0
     from untied.__main__ import main as command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 
 from untied import early
@@ -10,10 +9,8 @@ from untied import early
 
 def main() -> int:
     """Run the command line, or say in one line what to install. Returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter shows its number
     try:
+        from untied.lab import output
         from untied.lab.cli import main as command
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] in ("untied", "torch"):
@@ -23,8 +20,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    output.keep_outputs()
     early.over()
-    return command()
+    return output.checked(command())
 
 
 if __name__ == "__main__":

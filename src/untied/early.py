@@ -1,4 +1,4 @@
-"""Ctrl-C while the command imports what it needs, which takes seconds, ends it in a line.
+"""What ends the command in a line before it has imported what it needs: Ctrl-C in those seconds, and a deleted folder.
 
 It has to be the package's first import. Nothing happens where untied is used as a library.
 """
@@ -23,8 +23,12 @@ def over() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"untied: interrupted\n")
-    os._exit(128 + number)
+    _end("interrupted", 128 + number)
+
+
+def _end(why: str, code: int) -> None:
+    os.write(2, f"untied: {why}\n".encode())
+    os._exit(code)
 
 
 def _is_command(program: str, words: list[str]) -> bool:
@@ -35,8 +39,13 @@ def _is_command(program: str, words: list[str]) -> bool:
 
 
 def _begin() -> None:
-    ours = _is_command(sys.argv[0] if sys.argv else "", sys.orig_argv)
-    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if not _is_command(sys.argv[0] if sys.argv else "", sys.orig_argv):
+        return
+    try:
+        os.getcwd()
+    except OSError:  # neither PyTorch nor any path can be found from there
+        _end("the folder that this command works in is gone: cd to another one", 2)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
 
 

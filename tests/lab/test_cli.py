@@ -285,6 +285,57 @@ def test_work_goes_on_where_nobody_reads() -> None:
     assert said == "untied: nobody reads the output any more: going on without it\ndone\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is full")
+@pytest.mark.parametrize("streams", ["out", "out and err"])
+@pytest.mark.parametrize("words", [["--help"], ["rules"], ["list"]])
+def test_an_output_that_cannot_be_written_is_a_line(words: list[str], streams: str) -> None:
+    program = "import sys, untied_command; sys.exit(untied_command.main())"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program, *words], stdout=full, text=True,
+                              stderr=full if "err" in streams else subprocess.PIPE)  # fmt: skip
+    assert done.returncode == 2
+    if streams == "out":
+        assert done.stderr.count("\n") == 1 and "the output cannot be written: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["rules"]])
+def test_a_reader_that_has_seen_enough_is_no_mistake(words: list[str]) -> None:
+    program = "import sys, untied_command; sys.exit(untied_command.main())"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program, *words], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_training_goes_on_where_its_output_cannot_be_written(tmp_path) -> None:
+    words = ["train", "--model", "mlp-4", "--epochs", "1", "--set", "data.name=synthetic", "data.synthetic_count=60",
+             "data.batch_size=10", "--out", str(tmp_path / "run")]  # fmt: skip
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "untied", *words], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 0 and (tmp_path / "run/index.html").is_file()
+    assert done.stderr.count("nobody reads the output any more") == 1
+
+
+@pytest.mark.parametrize("given", ["", "first", "-1", "1" * 5000])
+def test_a_clusters_variable_that_is_no_number_is_a_line(given: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("LOCAL_RANK", given)
+    code, out, err = said(capsys, "rules")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "LOCAL_RANK" in err and len(err) < 300
+
+
+def test_a_folder_that_was_deleted_is_a_line(tmp_path) -> None:
+    code = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, '-m', 'untied', 'rules'])"
+    (tmp_path / "here").mkdir()
+    path = os.path.dirname(os.path.dirname(untied.__file__))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "here", capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "untied: the folder that this command works in is gone: cd to another one\n"
+
+
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "untied", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"untied {untied.__version__}\n"

@@ -142,6 +142,50 @@ def test_a_search_proposes_the_same_however_often_it_is_interrupted(startup: int
     assert proposed(3, 6, 9) == whole == proposed(1, 2, 9)
 
 
+@pytest.mark.parametrize("how", ["released", "killed"])
+def test_a_run_that_was_put_back_keeps_its_place(how: str) -> None:
+    """Or TPE would propose the next settings without its result, or find the results in another order."""
+
+    def proposed(back: tuple[str, ...]) -> dict[str, Any]:
+        storage = optuna.storages.InMemoryStorage()
+        config = SearchConfig(run=common(), trials=9, startup=2, name="s")
+        definition = config.define()
+        while True:  # each part is a new process
+            study, _ = create(storage, "s", definition, CHANGEABLE)
+            with_sampler(study, config)
+            queue = Queue(study, config.plan(definition), 10.0, 3)
+            queue.fill()
+            while (claim := queue.take()) is not None:
+                config.configs(definition, claim.trial)
+                claim.trial.set_user_attr("folder", claim.key)
+                if claim.attempt == 0 and claim.key in back:
+                    queue.release(claim) if how == "released" else queue._close(claim.trial, gone=True)
+                    break
+                queue.tell(claim, round(math.sin(1e4 * claim.trial.params["amp"])), False, [])  # many are equal
+            else:
+                return {t.user_attrs["key"]: t.params for t in queue.ended()}
+
+    whole = proposed(())
+    assert len({str(params) for params in whole.values()}) == 9
+    assert proposed(("0001", "0003", "0004", "0007")) == whole == proposed(tuple(whole))
+
+
+def test_a_run_that_has_failed_by_itself_lets_others_go_first() -> None:
+    """Three different ones that fail in a row end a worker: it is not the runs then."""
+    config = SearchConfig(run=common(), trials=3, name="s")
+    definition = config.define()
+    study, _ = create(optuna.storages.InMemoryStorage(), "s", definition, CHANGEABLE)
+    queue = Queue(study, config.plan(definition), 10.0, 3)
+    taken = []
+    for _ in range(4):
+        queue.fill()
+        claim = queue.take()
+        assert claim is not None
+        taken.append(claim.key)
+        queue.abandon(claim, "no memory is left")
+    assert taken == ["0000", "0001", "0002", "0000"]
+
+
 def test_another_study_under_the_same_name(tmp_path: Path) -> None:
     assert run(NoiseConfig(run=common(epochs=1), rules=("bp",), models=("mlp-8",), sigmas=(0.0,), seeds=1, workers=0,
                            out=tmp_path / "noise"), silent()) == 0  # fmt: skip

@@ -16,6 +16,7 @@ import untied
 from untied.errors import UntiedError
 from untied.lab import arguments, commands, crash
 from untied.lab.completion import completion
+from untied.lab.edges import expect_variables
 from untied.lab.secrets import redacted
 from untied_usage import usage
 
@@ -30,14 +31,12 @@ def main(given: list[str] | None = None) -> int:
     if not os.environ.get("COLUMNS", "1").strip("0"):  # a terminal of no width: nothing would be printed
         del os.environ["COLUMNS"]
     try:
+        expect_variables()
         return command(words)
     except UntiedError as error:
         return stop(f"untied: {error}", 2, debug)
     except KeyboardInterrupt:
         return stop("untied: interrupted", 130, debug)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
     except Exception as error:
         file = crash.write(error, words, arguments.last_read())
         where = f"the file {file} says where: please report it" if file else "--debug shows where"

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from untied.lab.output import Output
+
 __all__ = ["Stoppable", "ctrl_c_ignored", "interruptible", "say", "shows_bars", "stopping"]
 
 
@@ -22,11 +24,13 @@ class Stoppable(Protocol):
 
 
 def say(console: Console, line: str) -> None:
-    """One line, as it is. Where nobody reads any more, as after ``| head``, work goes on without lines."""
+    """One line, as it is. Where output cannot be written, as after ``| head``, work goes on and says so once."""
     try:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    except SystemExit:  # Rich's answer; it writes to nowhere from now on
+    except SystemExit:  # Rich's answer to a reader that has gone, outside the command; it writes to nowhere from now on
         print("untied: nobody reads the output any more: going on without it", file=sys.stderr)
+    if isinstance(sys.stdout, Output):
+        sys.stdout.report()
 
 
 def shows_bars(console: Console) -> bool:

@@ -6,6 +6,7 @@ A reader has a bound on what it allocates, and says in one line which file and f
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 import stat
 import zipfile
@@ -23,6 +24,7 @@ __all__ = [
     "bounded",
     "check_archive",
     "expect_file",
+    "expect_variables",
     "load_json",
     "load_yaml",
     "printable",
@@ -37,6 +39,10 @@ YAML_BYTES, YAML_DEPTH, YAML_NODES, YAML_SCALAR = 1_000_000, 50, 100_000, 10_000
 ARCHIVE_BYTES = 64 * 2**30
 ARCHIVE_FREE = 256 * 2**20  # so much may be packed as tightly as one likes, as constant arrays are
 MEMBERS = 1000
+
+NUMBERS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT",
+           "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS")  # fmt: skip
+"""Environment variables that we or Fabric take for whole numbers."""
 
 Count = Annotated[int, Field(strict=True, ge=0, le=INTEGER)]
 
@@ -123,6 +129,17 @@ def expect_file(path: Path) -> None:
         raise UntiedError(f"{printable(str(path))} has {path.stat().st_size:,} bytes: no configuration has so many")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UntiedError(f"{printable(str(path))} is a pipe, socket or device: only regular files are read")
+
+
+def expect_variables() -> None:
+    """Raise UntiedError if an environment variable that a cluster sets is no whole number."""
+    for name in NUMBERS:
+        given = os.environ.get(name, "0")
+        if not (given.isascii() and given.isdecimal() and len(given) < 10):
+            raise UntiedError(
+                f"the environment variable {name} is {shown(given)}, not a whole number: unset it, or let torchrun or "
+                "the cluster set it"
+            )
 
 
 def load_json(text: str, what: str) -> Any:

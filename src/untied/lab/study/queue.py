@@ -172,6 +172,8 @@ class Queue:
         for key, attempts in missing.items():
             fixed, before = self._known(attempts)
             about: dict[str, Any] = {"key": key, "attempt": len(attempts)}
+            if any("error" in t.user_attrs for t in attempts):
+                about["failed"] = True
             if before is not None:
                 about["before"] = before
             self.patiently(partial(self.study.enqueue_trial, fixed or dict(self.plan[key]), user_attrs=about))

@@ -23,6 +23,7 @@ from untied.errors import UntiedError
 from untied.lab.edges import shown, validated
 from untied.lab.secrets import redacted, without_password
 from untied.lab.study.journal import open_journal
+from untied.lab.study.order import Study
 
 __all__ = ["NoAnswer", "NoStudy", "create", "load", "open_storage", "patiently"]
 
@@ -161,7 +162,8 @@ def create(
         UntiedError: the one there is another study, or the database cannot be written.
     """
     try:
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        study = Study(name, storage)
         study.set_user_attr("untied", {"format": FORMAT, "definition": definition})
         return study, True
     except DuplicatedStudyError:
@@ -171,7 +173,7 @@ def create(
     try:
         study, there = load(storage, name)
     except Nameless:  # whoever made it was killed before it had said what it is
-        study, there = optuna.load_study(storage=storage, study_name=name), definition
+        study, there = Study(name, storage), definition
         if study.user_attrs or study.get_trials(deepcopy=False) or study.direction.name != "MAXIMIZE":
             raise
         patiently(lambda: study.set_user_attr("untied", {"format": FORMAT, "definition": definition}), seconds=0)
@@ -197,7 +199,7 @@ def load(storage: BaseStorage, name: str) -> tuple[optuna.Study, dict[str, Any]]
         UntiedError: there is none, or it is another program's, or of another version, or damaged.
     """
     try:
-        study = optuna.load_study(storage=storage, study_name=name)
+        study = Study(name, storage)
     except KeyError:
         known = optuna.get_all_study_names(storage)
         raise NoStudy(f"there is no study {name!r} in this storage: it has {', '.join(known) or 'none'}") from None
