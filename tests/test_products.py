@@ -220,3 +220,80 @@ def test_what_is_added_carries_nothing(how: str) -> None:
     model(torch.randn(5, 6)).sum().backward()
     report = untied.verify(model, lambda m: m(torch.randn(5, 6)).square().mean())
     assert report.verified, report.verdict
+
+
+class CallsItself(nn.Module):
+    """Each level uses a weight directly, or not, after the level below has returned; it returns a state beside."""
+
+    def __init__(self, directly: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.directly = nn.Linear(6, 6), nn.Linear(6, 3), directly
+
+    def forward(self, x: Tensor, levels: int = 2) -> Tensor | tuple[Tensor, Tensor]:
+        h = torch.tanh(self.first(x))
+        if not levels:
+            return h, x
+        h, _ = self(h, levels - 1)
+        h = h @ self.first.weight if self.directly else h
+        return self.last(h) if levels == 2 else (h, x)
+
+
+@pytest.mark.parametrize("rule", ["fa", "sa", "usf", "dfa"])
+def test_a_model_that_calls_itself_is_judged_at_its_outermost_call(rule: str) -> None:
+    for directly in (True, False):
+        torch.manual_seed(0)
+        model, x = CallsItself(directly), torch.randn(5, 6)
+        untied.untie_(model, rule)
+        for _ in range(2):
+            with untied.record(model, align=False):
+                if directly:
+                    with pytest.raises(UntiedError, match=r"through first\.weight by backpropagation"):
+                        model(x)
+                else:
+                    model(x).square().sum().backward()
+        assert bool(model._forward_pre_hooks) == directly and not model._forward_hooks
+        assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_a_level_that_fails_and_is_caught_is_no_failure_of_the_pass() -> None:
+    class Tries(CallsItself):
+        def forward(self, x: Tensor, levels: int = 1) -> Tensor:
+            h = torch.tanh(self.first(x))
+            if not levels:
+                raise ValueError("no further")
+            try:
+                self(h, levels - 1)
+            except ValueError:
+                h = h @ self.first.weight
+            return self.last(h)  # type: ignore[no-any-return]
+
+    model = Tries(True)
+    untied.untie_(model, "fa")
+    with pytest.raises(UntiedError, match=r"through first\.weight"):
+        model(torch.randn(5, 6))
+
+
+class Whole(nn.Module):
+    """Its user calls its parts, as a step of Lightning or of two players does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right, self.wrong, self.head = Layers(), NamedAsAdded(), nn.Linear(3, 2)
+
+
+def test_parts_that_are_called_instead_of_the_model_are_looked_at() -> None:
+    def made_whole(allow: str = "none") -> Whole:
+        model = Whole()
+        untied.untie_(model, "fa", allow=allow)
+        return model
+
+    x, model = torch.randn(5, 6), made_whole()
+    model.head(model.right(x)).sum().backward()
+    for _ in range(2):
+        with pytest.raises(UntiedError, match=r"through wrong\.pos_embed by .*allow=.'wrong\.pos_embed'"):
+            model.wrong(x)
+    assert not model.right._forward_pre_hooks and model.wrong._forward_pre_hooks
+    for allowed in (copy.deepcopy(made_whole("wrong.pos_*")), made_whole("pos_embed")):
+        allowed.wrong(x).sum().backward()
+    untied.tie_(model)
+    assert not any(part._forward_pre_hooks for part in model.modules())

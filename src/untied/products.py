@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .errors import UntiedError
 from .layers import Untied, untied_layers
+from .outermost import is_outermost
 from .parametrized import leaves
 
 __all__ = ["Allow", "Products", "allowed", "unwatch", "watch"]
@@ -46,8 +47,8 @@ def allowed(allow: Allow, name: str) -> bool:
 def watch(model: nn.Module, allow: Allow, left: Collection[str]) -> None:
     """Let a model look at its first training pass, and refuse backpropagation's errors that nobody has allowed.
 
-    Under ``torch.compile`` it sees nothing, nor where somebody calls the model's parts instead of the model:
-    `untied.verify` looks there.
+    Whoever calls the model's parts instead of the model has the first pass of each part looked at. Under
+    ``torch.compile`` it sees nothing, nor what stands between such parts: `untied.verify` looks there.
 
     Args:
         model: converted. allow: as `untied.untie_` takes it. left: names of modules left to backpropagation knowingly.
@@ -63,12 +64,14 @@ def watch(model: nn.Module, allow: Allow, left: Collection[str]) -> None:
     errors go through 1.weight by backpropagation: t
     """
     unwatch(model)
-    for left_by_an_interrupt in torch.overrides._get_current_function_mode_stack()[-1:]:
+    for left_by_an_interrupt in _modes()[-1:]:
         if isinstance(left_by_an_interrupt, Products):
             left_by_an_interrupt.leave()
     if isinstance(model, Untied) or all(layer.rule.exact for layer in untied_layers(model).values()):
         return
-    model.register_forward_pre_hook(_FirstPass(allow, tuple(left)))
+    for name, module in model.named_modules():
+        if not isinstance(module, Untied) and any(isinstance(part, Untied) for part in module.modules()):
+            module.register_forward_pre_hook(_FirstPass(allow, tuple(left), name))
 
 
 def unwatch(model: nn.Module) -> None:
@@ -76,52 +79,61 @@ def unwatch(model: nn.Module) -> None:
 
     >>> unwatch(torch.nn.Linear(4, 3))
     """
-    for key, hook in list(model._forward_pre_hooks.items()):
+    for module in model.modules():
+        _unhook(module)
+
+
+def _unhook(module: nn.Module) -> None:
+    for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, _FirstPass):
-            del model._forward_pre_hooks[key]
+            del module._forward_pre_hooks[key]
 
 
 @dataclass(frozen=True)
 class _FirstPass:
-    """A hook that goes with the first training pass. It is a value: a model is copied and pickled with it."""
+    """A hook that goes with the first training pass. It is a value: a model is copied and pickled with it.
+
+    Attributes:
+        at: the name of its module in the model that was untied.
+    """
 
     allow: Allow
     left: tuple[str, ...]
+    at: str = ""
 
-    def __call__(self, model: nn.Module, inputs: Any = ()) -> None:
-        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+    def __call__(self, module: nn.Module, inputs: Any = ()) -> None:
+        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
             return
-        layers = untied_layers(model)
+        layers = untied_layers(module)
         if any("connect" in vars(layer) for layer in layers.values()):
             return  # an oracle's pass, in plain operations
-        unwatch(model)
-        seen = Products(model)
+        _unhook(module)
+        if any(isinstance(m, Products) and m.covers(module) for m in _modes()):
+            return  # it is seen as a part of what has called it
+        seen, thread = Products(module), threading.get_ident()
 
-        thread = threading.get_ident()
-
-        def end(model: nn.Module, inputs: Any, outputs: Any) -> None:
-            if threading.get_ident() != thread:
-                return  # another thread's pass
+        def end(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            if threading.get_ident() != thread or not is_outermost(module):
+                return  # another thread's pass, or a part of this one
             handle.remove()
             seen.leave()
             if outputs is None and sys.exception() is not None:
-                model.register_forward_pre_hook(self)  # the pass failed: the next one is the first
+                module.register_forward_pre_hook(self)  # the pass failed: the next one is the first
             else:
-                self.judge(model, layers, seen.carriers)
+                self.judge(module, layers, seen.carriers)
 
-        handle = model.register_forward_hook(end, always_call=True)
+        handle = module.register_forward_hook(end, always_call=True)
         seen.__enter__()
 
-    def judge(self, model: nn.Module, layers: dict[str, Untied], carriers: set[str]) -> None:
+    def judge(self, module: nn.Module, layers: dict[str, Untied], carriers: set[str]) -> None:
         """Raise if something carries errors that nobody has allowed."""
         by_rule = [layer for layer in layers.values() if layer.rule.exact]
         exact = {id(p) for layer in by_rule for w in layer.own_weights() for p in leaves(layer, w)}  # type: ignore[arg-type]
-        names = {n for n, p in model.named_parameters() if id(p) not in exact}
-        found = sorted(
-            n for n in carriers & names if not allowed(self.allow, n) and n.rpartition(".")[0] not in self.left
-        )
+        names = {n for n, p in module.named_parameters() if id(p) not in exact}
+        full = sorted(f"{self.at}.{n}" if self.at else n for n in carriers & names)
+        found = [n for n in full if not allowed(self.allow, n) and n.rpartition(".")[0] not in self.left]
         if found:
-            model.register_forward_pre_hook(self)  # who goes on as before is told again
+            module.register_forward_pre_hook(self)  # who goes on as before is told again
             shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
             raise UntiedError(
                 f"errors go through {shown} by backpropagation: the model uses them outside of an untied layer, as it "
@@ -161,12 +173,17 @@ class Products(torch.overrides.TorchFunctionMode):
             id(p): (p, frozenset({n})) for n, p in model.named_parameters()
         }
         self.constant = {id(b) for b in model.buffers()}
+        self.modules = {id(m) for m in model.modules()}
         self.carriers: set[str] = set()
 
     def leave(self) -> None:
         """Stop looking, if that has not been done: a pass that Ctrl-C ended stops at the next one."""
-        if self in torch.overrides._get_current_function_mode_stack()[-1:]:
+        if self in _modes()[-1:]:
             self.__exit__(None, None, None)
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether it sees the parameters of this module."""
+        return id(module) in self.modules
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -186,6 +203,10 @@ class Products(torch.overrides.TorchFunctionMode):
             for t in _tensors(result):
                 self.made_of.setdefault(id(t), (t, names))
         return result
+
+
+def _modes() -> list[Any]:
+    return torch.overrides._get_current_function_mode_stack()  # type: ignore[no-any-return]
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:

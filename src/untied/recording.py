@@ -15,6 +15,7 @@ from .broadcast import broadcasting
 from .call import Listener
 from .errors import UntiedError
 from .layers import Untied, untied_layers
+from .outermost import is_outermost
 from .parametrized import read_kernel
 from .rule import Visit
 from .tape import Tape
@@ -151,6 +152,8 @@ def _watching(model: nn.Module, layers: Mapping[str, Untied]) -> Iterator[None]:
         return
 
     def see(module: nn.Module, given: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and not is_outermost(module):
+            return
         # a number beside the outputs is a loss that the network computes by itself
         count = sum(t.requires_grad and t.dim() > 0 for t in _tensors(output))
         if count > 1:
