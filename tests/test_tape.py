@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from typing import Any
 
@@ -558,6 +559,49 @@ def test_an_optimizer_without_B_is_missed() -> None:
                 step(model, *small_batch())
                 optimizer.step()
         assert [("no optimizer holds B" in str(w.message)) for w in caught] == [True] * said
+
+
+@pytest.mark.parametrize("rule", ["sa", "aa", "wm", "kp"])
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_an_optimizer_that_searches_along_a_line_is_told_once(rule: str, search: str | None) -> None:
+    model, (x, labels) = small_net(rule), small_batch()
+    optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn=search)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with untied.record(model) as tape:
+            task = nn.functional.cross_entropy(model(x), labels)
+        loss = task + tape.penalty()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="LBFGS has evaluated J . R 3 times in one step.*SGD or Adam"):
+        optimizer.step(closure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("rule", ["sa", "fa"])
+def test_an_optimizer_that_takes_one_gradient_a_step_is_told_nothing(rule: str) -> None:
+    """Lightning gives every optimizer a closure. Under fa there is no R."""
+    model, (x, labels) = small_net(rule), small_batch()
+    kind = torch.optim.SGD if rule == "sa" else torch.optim.LBFGS
+    optimizer = kind(model.parameters(), 0.01)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with untied.record(model) as tape:
+            loss = nn.functional.cross_entropy(model(x), labels)
+        loss = loss + tape.penalty()
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    torch.save(copy.deepcopy(optimizer), io.BytesIO())  # what counts goes with neither
 
 
 def test_a_frozen_B_that_carries_errors_is_named() -> None:

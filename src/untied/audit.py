@@ -1,14 +1,17 @@
 """What a training loop may have forgotten: to ask for R, to move B, to call a layer. Seen by the next recording.
 
 One recording cannot see that its R never reaches a loss, or that no optimizer holds B: the next one can. What is kept
-for that lies on the layers, is of a few numbers, and is no part of a copy or a checkpoint.
+for that lies on the layers, is of a few numbers, and is no part of a copy or a checkpoint. Neither can one see that an
+optimizer searches along a line: what counts its recordings lies on the optimizer.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +25,8 @@ __all__ = ["History", "begin", "end"]
 
 PATIENCE = 10
 """Steps in which W moves and B does not, before that is said."""
+EVALUATIONS = 3
+"""Of R in one step of an optimizer, at which it is said that it searches."""
 
 
 @dataclass
@@ -132,6 +137,48 @@ def asked(tape: Recorded) -> None:
         history.owes = False
         learns = connection.kernels[1].requires_grad and not tape.resting[id(connection.rule)]
         history.versions = _versions(layer) if learns else None
+    if not all(tape.resting.values()):
+        _searched()
+
+
+class _Evaluations:
+    """A hook that goes with an optimizer: how often R was asked for since its last step."""
+
+    def __init__(self) -> None:
+        self.count, self.said = 0, False
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.count = 0
+
+
+def _searched() -> None:
+    """Say if an optimizer asks for J + R again and again within one step."""
+    optimizer = _stepping()
+    if optimizer is None:
+        return
+    hooks = optimizer._optimizer_step_post_hooks.values()
+    own = next((hook for hook in hooks if isinstance(hook, _Evaluations)), None)
+    if own is None:
+        optimizer.register_step_post_hook(own := _Evaluations())
+    own.count += 1
+    if own.count == EVALUATIONS and not own.said:
+        own.said = True
+        warnings.warn(
+            f"{type(optimizer).__name__} has evaluated J + R {EVALUATIONS} times in one step, as it would to minimise "
+            "it: R may have no lower bound, and what goes back through B is no gradient of J, so the search may lead "
+            "anywhere; use an optimizer that takes one gradient a step, such as SGD or Adam",
+            stacklevel=5,
+        )
+
+
+def _stepping() -> Any:
+    """The optimizer whose step this is a part of, as in a closure; None if there is none."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "step" and isinstance(found := frame.f_locals.get("self"), torch.optim.Optimizer):
+            return found
+        frame = frame.f_back
+    return None
 
 
 def _watch(name: str, layer: Layer, called: set[int]) -> None:
