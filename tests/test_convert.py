@@ -238,8 +238,46 @@ def test_a_filter_that_matches_nothing_is_an_error(filter: Any) -> None:
     with pytest.raises(UntiedError) as error:
         untied.untie_(model, "sa", filter=filter)
     assert "\n" not in str(error.value) and "filter=" in str(error.value)
+    assert not any(path in str(error.value) for path in ("<class", " at 0x")) or filter == [nn.Linear]
     if filter == "nothing*":
         assert "conv (Conv2d" in str(error.value) and "ConvTranspose3d, GRU" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: untied.untie_(small_net(), "sa", filter=(nn.Conv3d, nn.LSTM)), "filter=(Conv3d, LSTM): "),
+        (lambda: untied.untie_(small_net(), "sa", allow=[nn.Linear]), "allow=Linear is not possible"),
+        (lambda: untied.untie_(small_net(), nn.Linear), "Linear is not a rule"),
+        (lambda: untied.untie_(small_net(), untied.rules.SymmetricAlignment), "write SymmetricAlignment()"),
+        (lambda: untied.register_rule(nn.Linear), "Linear is no class of rules"),
+        (lambda: untied.untie_(nn.Linear, "sa"), "Linear is no model: give a torch.nn.Module"),
+        (lambda: untied.untie_(torch.zeros(3, 3), "sa"), "a Tensor is no model"),
+        (lambda: untied.tie_("model"), "'model' is no model"),
+        (lambda: untied.verify(None, lambda m: None), "None is no model"),
+    ],
+)  # fmt: skip
+def test_a_message_shows_a_class_by_its_name(call: Any, words: str) -> None:
+    with pytest.raises(UntiedError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value) and "<class" not in str(error.value)
+
+
+def test_a_model_prints_as_a_plain_one_does_and_says_its_rule() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(1, 2, 3), nn.LSTM(3, 2), nn.MultiheadAttention(4, 2))
+    untied.untie_(model, "wm(amp=2)")
+    shown = str(model).splitlines()
+    assert shown[1] == "  (0): UntiedLinear(in_features=4, out_features=3, bias=True, rule=wm(amp=2))"
+    assert "UntiedConv2d(1, 2, kernel_size=(3, 3)" in shown[2] and "UntiedLSTM(3, 2, rule=wm(amp=2))" in shown[3]
+    assert "untied." not in str(model)
+
+
+@pytest.mark.parametrize("name", sorted(untied.rules.NAMED))
+def test_rules_and_routes_print_as_texts(name: str) -> None:
+    rule = untied.rules.named(name)
+    assert untied.rules.parse(str(rule)) == rule and repr(rule) == str(rule)
+    for thing in (rule.route, rule.combination, *rule.combination):
+        assert repr(thing) == str(thing) and not any(mark in repr(thing) for mark in ("<", " at 0x", "untied."))
 
 
 def test_a_model_without_kernels_is_an_error() -> None:

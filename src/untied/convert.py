@@ -17,10 +17,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from . import attention as _attention  # noqa: F401 (it registers its layers)
 from . import foreign, offers
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
-from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, untied_layers
+from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, check_model, untied_layers
 from .parametrized import identity, leaves, made_kernel, plain_type, rebase, remove_backward
 from .primitives import Combination, Primitive
 from .products import Allow, allowed, unwatch, watch
@@ -108,11 +108,11 @@ def untie_(
         What was converted, and what was left alone and why.
 
     Raises:
-        UntiedError: nothing matched; a matching layer cannot be untied (nn.Bilinear, unregistered subclasses,
-            uninitialised lazy layers, weights without values); matrix-shaped parameters outside known layers that
-            ``allow`` does not name; an unknown rule or init; an option of the rule would change nothing. Later, at
-            the model's first training pass: errors go through a matrix outside of the untied layers, such as that of
-            a layer put in afterwards.
+        UntiedError: the model is no module; nothing matched; a matching layer cannot be untied (nn.Bilinear,
+            unregistered subclasses, uninitialised lazy layers, weights without values); matrix-shaped parameters
+            outside known layers that ``allow`` does not name; an unknown rule or init; an option of the rule would
+            change nothing. Later, at the model's first training pass: errors go through a matrix outside of the untied
+            layers, such as that of a layer put in afterwards.
 
     >>> import torch, untied
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -123,14 +123,15 @@ def untie_(
     """
     rule = as_rule(rule)
     rule.check()
+    check_model(model)
     foreign.register()
     offers.layers(model)
-    matches, shown = _matcher(filter), f"filter={filter!r}" if filter is not None else "no filter"
+    matches, given = _matcher(filter), f"filter={shown(filter)}" if filter is not None else "no filter"
     if not (
         init in ("like", "copy") or isinstance(init, torch.Generator) or callable(init) or angle_of(init) is not None
     ):
         raise UntiedError(
-            f"init={init!r} is not possible: give 'like', 'copy', 'angle(30)' (0 to 180 degrees from W), a "
+            f"init={shown(init)} is not possible: give 'like', 'copy', 'angle(30)' (0 to 180 degrees from W), a "
             "torch.Generator, or a function of the weight"
         )
     chosen: dict[str, nn.Module] = {}
@@ -149,7 +150,7 @@ def untie_(
         if isinstance(module, Untied):
             left[name] = f"untied already, rule {module.rule}"
         elif not matches(*chosen_as):
-            left[name] = f"{type(module).__name__}, not in {shown}"
+            left[name] = f"{type(module).__name__}, not in {given}"
             knowingly.append(name)
         elif plain_type(module) in LAYERS:
             chosen[name] = module
@@ -166,7 +167,7 @@ def untie_(
             or "no module with parameters"
         )
         raise UntiedError(
-            f"nothing to untie with {shown}: the model has {present}; possible layer types are {', '.join(possible)}"
+            f"nothing to untie with {given}: the model has {present}; possible layer types are {', '.join(possible)}"
             + ("; to give it another rule, untied.tie_(model) first" if untied_layers(model) else "")
         )
     if unknown:
@@ -183,8 +184,8 @@ def untie_(
     source, outputs = _source(modules, chosen, rule)
     if init != "like" and not rule.takes_init:
         raise UntiedError(
-            f"init={init!r} would change nothing under rule {rule}, whose errors pass no B of W's layout with a first "
-            f"value: leave it out{', or write draw=... in the rule' if source else ''}"
+            f"init={shown(init)} would change nothing under rule {rule}, whose errors pass no B of W's layout with a "
+            f"first value: leave it out{', or write draw=... in the rule' if source else ''}"
         )
     kernels = _kernels_by_id(model)
     for name, module in chosen.items():
@@ -307,7 +308,7 @@ def _matcher(filter: Filter) -> Callable[[str, nn.Module], bool]:
     if callable(filter):
         return filter
     raise UntiedError(
-        f"filter={filter!r} is not possible: give a name pattern, a type, a tuple of types, or a function of name "
+        f"filter={shown(filter)} is not possible: give a name pattern, a type, a tuple of types, or a function of name "
         "and module"
     )
 

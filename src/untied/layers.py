@@ -20,7 +20,7 @@ from .audit import History
 from .autograd import cast_for_autocast
 from .broadcast import Collector, hand_out
 from .call import Call, Listener
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .geometry import DENSE, Convolution, Geometry
 from .parametrized import leaves, read_kernel
 from .routes import Use
@@ -358,4 +358,21 @@ def untied_layers(model: nn.Module) -> dict[str, Untied]:
     >>> list(untied_layers(model))
     ['2']
     """
+    check_model(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, Untied)}
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        UntiedError: it is not.
+
+    >>> try:
+    ...     check_model(nn.Linear)
+    ... except UntiedError as error:
+    ...     print(error)
+    Linear is no model: give a torch.nn.Module, such as torch.nn.Linear(4, 3)
+    """
+    if not isinstance(model, nn.Module):
+        raise UntiedError(f"{shown(model)} is no model: give a torch.nn.Module, such as torch.nn.Linear(4, 3)")

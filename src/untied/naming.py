@@ -16,7 +16,7 @@ from .aligned import (
     WeightMirror,
 )
 from .direct import DirectFeedback, DirectKolenPollack, DirectTargets, SignDirectFeedback
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .estimated import RegressionDiscontinuity
 from .mirror import MirroredKolenPollack
 from .primitives import KNOWN
@@ -73,7 +73,9 @@ def register_rule(kind: type[Rule]) -> type[Rule]:
     >>> untied.unregister_rule("halved")
     """
     if not (isinstance(kind, type) and issubclass(kind, Rule)):
-        raise UntiedError(f"{kind!r} is no class of rules: derive it from untied.rules.Rule, Alignment or Transport")
+        raise UntiedError(
+            f"{shown(kind)} is no class of rules: derive it from untied.rules.Rule, Alignment or Transport"
+        )
     name = getattr(kind, "name", None)
     if not isinstance(name, str) or not name.isidentifier() or name == "align":
         raise UntiedError(f"{kind.__name__} has the name {name!r}: give it name = 'a_word', as texts shall have it")

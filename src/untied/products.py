@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .layers import Untied, untied_layers
 from .outermost import is_outermost
 from .parametrized import leaves
@@ -40,7 +40,9 @@ def allowed(allow: Allow, name: str) -> bool:
         return allow
     patterns = [allow] if isinstance(allow, str) else list(allow)
     if wrong := [p for p in patterns if not isinstance(p, str)]:
-        raise UntiedError(f"allow={wrong[0]!r} is not possible: give names or patterns of parameters, or True for all")
+        raise UntiedError(
+            f"allow={shown(wrong[0])} is not possible: give names or patterns of parameters, or True for all"
+        )
     return any(fnmatch.fnmatchcase(n, p) for n in (name, name.rpartition(".")[2]) for p in patterns)
 
 

@@ -16,7 +16,7 @@ from .aligned import (
 )
 from .broadcast import Broadcast
 from .direct import DirectFeedback, DirectKolenPollack, DirectTargets, SignDirectFeedback
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .estimated import RegressionDiscontinuity
 from .mirror import MirroredKolenPollack
 from .naming import BUILT_IN, NAMED, named, options_of, register_rule, unregister_rule
@@ -58,7 +58,7 @@ def as_rule(given: Rule | Combination | Primitive | str) -> Rule:
         return parse(given)
     if isinstance(given, type) and issubclass(given, Rule):
         raise UntiedError(f"{given.__name__} is a class of rules, not a rule: write {given.__name__}()")
-    raise UntiedError(f"{given!r} is not a rule: give a rule, a combination of primitives, or a text such as 'sa'")
+    raise UntiedError(f"{shown(given)} is not a rule: give a rule, a combination of primitives, or a text such as 'sa'")
 
 
 def taxonomy() -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .errors import UntiedError
+from .errors import UntiedError, shown
 from .geometry import DENSE, Geometry
 from .routes import Place, Use
 from .rule import Rule
@@ -59,7 +59,7 @@ class Transport(Rule):
         {'': 'Linear, rule transport(<lambda>)'}
         """
         if not callable(function):
-            raise UntiedError(f"Transport.of({function!r}) is not possible: give a function of W that returns B")
+            raise UntiedError(f"Transport.of({shown(function)}) is not possible: give a function of W that returns B")
         return Transported(function)
 
     def beside(self, at: Place) -> dict[str, Tensor | None]:

@@ -27,8 +27,13 @@ __all__ = ["columns", "flags_of", "last_read", "read_config", "take_option"]
 
 T = TypeVar("T")
 _settings = ""  # the last ones that were read, as YAML, for a crash file
-MEANT = {"learning-rate": "lr", "optimizer": "name", "optim": "name", "wd": "weight-decay", "batch": "batch-size"}
-"""What others call our options."""
+OPTIMIZER = ("forward.name", "backward.name")
+MEANT = {
+    "learning-rate": ("lr",), "optimizer": OPTIMIZER, "optim": OPTIMIZER, "opt": OPTIMIZER, "wd": ("weight-decay",),
+    "batch": ("batch-size",), "bs": ("batch-size",), "dataset": ("data.name",), "net": ("model",),
+    "network": ("model",), "arch": ("model",), "output": ("out",), "output-dir": ("out",), "num-epochs": ("epochs",),
+}  # fmt: skip
+"""What others call our options: the ends of ours."""
 
 
 def last_read() -> str:
@@ -68,10 +73,11 @@ def read_config(kind: type[T], arguments: list[str], program: str, default: T | 
         if (spelling := new_spelling(kind, unknown)) is not None:
             raise UntiedError(f"{unknown[0].partition('=')[0]} is not a flag any more: write  --set {spelling}")
         flags = flags_of(kind)
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=2, cutoff=0.5)
         word = unknown[0].partition("=")[0]
-        meant = [flag for flag in flags if flag.rpartition(".")[2] == MEANT.get(word.lstrip("-"), word.lstrip("-"))]
-        near = [flag for flag in near if flag != word]  # a positional argument has its flag's name
+        name = word.lstrip("-").replace("_", "-")
+        ends = tuple(end for meant in MEANT.get(name, (name,)) for end in (f"-{meant}", f".{meant}"))
+        meant = [flag for flag in flags if flag != word and flag.endswith(ends)]
+        near = [f"--{end}" for end in difflib.get_close_matches(name, [flag[2:] for flag in flags], n=2)]
         hint = f"did you mean {' or '.join(meant or near)}? " if meant or near else ""
         if word in flags:
             hint = f"give it without {word}, as in {program} VALUE; "
