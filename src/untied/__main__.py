@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from untied import early
@@ -21,6 +22,7 @@ def main() -> int:
         )
         return 1
     output.keep_outputs()
+    os.environ["MPLBACKEND"] = "agg"  # figures are files, and a backend that is unknown would end them
     early.over()
     return output.checked(command())
 

@@ -334,6 +334,13 @@ def test_a_clusters_variable_that_is_no_number_is_a_line(given: str, monkeypatch
     assert (code, out, err.count("\n")) == (2, "", 1) and "LOCAL_RANK" in err and len(err) < 300
 
 
+def test_figures_need_no_backend() -> None:
+    code = "import untied.__main__ as it; it.main(); import untied.lab.plots"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True,
+                          env=os.environ | {"MPLBACKEND": "no-such-backend"})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_folder_that_was_deleted_is_a_line(tmp_path) -> None:
     code = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, '-m', 'untied', 'rules'])"
     (tmp_path / "here").mkdir()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -348,3 +349,16 @@ def test_half_of_a_file_goes_with_the_next_writer(tmp_path: Path) -> None:
         (tmp_path / folder / name).touch()
     with RunFolder(tmp_path).lock():
         assert sorted(p.name for p in tmp_path.rglob("*.partial")) == ["film.partial"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Its run can be read again; safetensors opens no such path by itself."""
+    run = RunFolder.create(tmp_path / "r\udcff", {"epochs": 1})
+    run.write_weights("sa", {"w": torch.ones(2)}, {"rule": "sa"})
+    run.write_text("card.md", f"untied evaluate {run.path}\n")
+    assert run.weights("sa")["w"].tolist() == [1, 1] and run.weights_metadata("sa") == {"rule": "sa"}
+    assert (run.path / "card.md").read_text(encoding="utf-8").endswith("r\\udcff\n")
+    (run.path / "weights/sa.safetensors").write_bytes(b"gone")
+    with pytest.raises(UntiedError, match="cannot read"):
+        run.weights("sa")

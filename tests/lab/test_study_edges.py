@@ -429,6 +429,21 @@ def test_show_with_a_password(tmp_path, monkeypatch):
     assert "secret" in seen[0], seen
 
 
+def test_a_folder_that_another_command_makes_in_this_moment(tmp_path, monkeypatch):
+    definition = named(transfer(tmp_path / "s")).define()
+    real = Path.iterdir
+
+    def iterdir(folder):
+        monkeypatch.undo()
+        open_folder(tmp_path / "s", definition)
+        (tmp_path / "s/results.json").write_text("[]")
+        return real(folder)
+
+    (tmp_path / "s").mkdir()
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert open_folder(tmp_path / "s", definition).config()["kind"] == "transfer"
+
+
 def test_a_command_that_was_killed_before_it_had_begun(tmp_path):
     (tmp_path / "s").mkdir()
     for name in ("environment.json", ".config.yaml-1.partial"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import yaml
 
 from untied.lab.config import TrainConfig
+from untied.lab.edges import printable
 from untied.lab.record import RunFolder
 from untied.lab.tables import long_name
 from untied.lab.tasks import metrics_of
@@ -66,7 +68,7 @@ def write(folder: RunFolder, config: TrainConfig) -> None:
             machine=", ".join([f"{machine['cores']} cores of {machine['cpu']}", *machine["gpus"]]),
             torch=environment["packages"]["torch"],
             date=environment["date"],
-            path=folder.path,
+            path=printable(shlex.quote(str(folder.path))),
             config=yaml.safe_dump(folder.config(), sort_keys=False, allow_unicode=True),
         ),
     )

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from untied.errors import UntiedError
 from untied.lab.devices import full, place, put
 from untied.lab.edges import CheckpointHeader, expect_file, load_json, printable, validated
 from untied.lab.optim import Group, Optimizers
-from untied.lab.record import Damaged, write_tensors
+from untied.lab.record import Damaged, open_tensors, write_tensors
 
 __all__ = ["PREVIOUS", "Position", "load", "model_tensors", "read", "restore", "save", "tensors_of"]
 
@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
         raise UntiedError(f"there is no checkpoint {path}: a run writes it {after}")
     try:
         expect_file(path)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
             if "untied" not in metadata:
                 raise UntiedError("its header has no 'untied'")

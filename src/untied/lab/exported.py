@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import untied
@@ -28,7 +28,7 @@ from untied.lab.check import looked_at
 from untied.lab.data import Dataset
 from untied.lab.edges import load_json
 from untied.lab.loop import task_of
-from untied.lab.record import RunFolder, write_atomically, write_tensors
+from untied.lab.record import RunFolder, open_tensors, write_atomically, write_tensors
 from untied.lab.signs import trained_as
 from untied.lab.tasks.trees import first, to
 
@@ -63,7 +63,7 @@ def write(run: Path, out: Path, model: nn.Module, data: Dataset, config: Any) ->
     card = source.path / "card.md"
     texts = {"card.md": card.read_text(encoding="utf-8") if card.is_file() else "", "verify.txt": f"{report}\n"}
     for name, text in texts.items():
-        write_atomically(out / name, text.encode())
+        write_atomically(out / name, text.encode(errors="backslashreplace"))
     description = {
         "format": 1, "untied": untied.__version__, "model": config.model, "rule": str(config.parsed),
         "input_shape": data.input_shape, "outputs": task.outputs(data), "vocabulary": data.vocabulary,
@@ -161,7 +161,7 @@ def from_hub(name: str) -> Path:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Tensors by name, and the result in the header."""
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             record = json.loads((file.metadata() or {}).get("result", "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, ValueError) as error:

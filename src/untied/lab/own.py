@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -106,7 +107,7 @@ def _from_module(kind: str, text: str, where: str) -> Any:
 def _from_file(kind: str, text: str, path: Path) -> Any:
     """A file as a module, imported once; it finds its neighbours as a script would."""
     path = path.expanduser().absolute()
-    name = f"untied_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"untied_own_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():

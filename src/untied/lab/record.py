@@ -54,6 +54,7 @@ __all__ = [
     "drop_torn_line",
     "file_name",
     "new_folder",
+    "open_tensors",
     "plain",
     "write_atomically",
     "write_tensors",
@@ -146,8 +147,8 @@ class RunFolder:
             file.write(line.encode())
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a text file (``name`` may have folders in it), all or nothing."""
-        return write_atomically(self.path / name, text.encode())
+        """Write a text file (``name`` may have folders in it), all or nothing; what is no character is escaped."""
+        return write_atomically(self.path / name, text.encode(errors="backslashreplace"))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file, all or nothing; what is not finite becomes null."""
@@ -216,12 +217,12 @@ class RunFolder:
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of weights/<name>.safetensors, on the CPU."""
-        with self._known_weights(name) as path:
-            return safetensors.torch.load_file(path)
+        with self._known_weights(name) as path, open_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
     def weights_metadata(self, name: str) -> dict[str, str]:
         """The metadata that ``write_weights`` kept in the file's header."""
-        with self._known_weights(name) as path, safe_open(path, framework="pt") as file:
+        with self._known_weights(name) as path, open_tensors(path) as file:
             return dict(file.metadata() or {})
 
     def weight_names(self) -> list[str]:
@@ -299,6 +300,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 @contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, for its tensors on the CPU and its metadata; its library takes no path that is not UTF-8."""
+    with path.open("rb") as file:
+        name = str(path)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            name = f"/proc/self/fd/{file.fileno()}"
+        with safe_open(name, framework="pt") as opened:
+            yield opened
+
+
+@contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
     """A name to write to, which takes the path's place when all is on the disk, and is removed otherwise."""
     with _one_line(path):
@@ -320,7 +334,7 @@ def file_name(text: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("._")
     if text and text == safe[:80]:
         return text
-    return f"{safe[:73] or 'unnamed'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"{safe[:73] or 'unnamed'}-{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:6]}"
 
 
 def plain(value: Any) -> Any:

@@ -169,7 +169,7 @@ def documentation(folder: Path, command: str | None) -> tuple[str, str]:
     if site := _site():
         return f"{site.rstrip('/')}/{guide}.html", guide
     page = Path(__file__).resolve().parents[3] / "docs" / f"{guide}.md"
-    return quote(os.path.relpath(page, folder.resolve())) if page.is_file() else "", f"docs/{guide}.md"
+    return quote(os.fsencode(os.path.relpath(page, folder.resolve()))) if page.is_file() else "", f"docs/{guide}.md"
 
 
 def _site() -> str:

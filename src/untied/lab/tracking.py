@@ -115,7 +115,7 @@ class MLflow:
 def key(folder: RunFolder) -> str:
     """A run's name among all runs: folders of one name are many."""
     about = f"{folder.path.resolve()} {folder.environment()['date']}"
-    return hashlib.sha256(about.encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(about)).hexdigest()[:16]
 
 
 def imported(module: str) -> Any:

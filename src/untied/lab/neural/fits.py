@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from untied.errors import UntiedError
@@ -34,7 +34,7 @@ from untied.lab.neural.maps import chosen_penalty, gram, pls, ridge
 from untied.lab.neural.recording import Recording, regions
 from untied.lab.neural.scores import mean, pearson
 from untied.lab.neural.splits import Split, folds, splits
-from untied.lab.record import write_tensors
+from untied.lab.record import open_tensors, write_tensors
 from untied.lab.settings.neural import Settings
 
 __all__ = ["Fit", "check", "fit_rdm", "fit_responses", "read", "save"]
@@ -177,7 +177,7 @@ def save(path: Path, fit: Fit) -> None:
 def read(path: Path) -> Fit | None:
     """A kept fit; None if the file is not one."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             about: dict[str, Any] = json.loads((file.metadata() or {})["fit"])
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}

@@ -226,7 +226,7 @@ def random_network(config: TrainConfig, name: str) -> Network:
     """A run's network as it was before training; the same under every rule."""
     about = f"{RANDOM} {config.model} {config.data} {config.seed}"
     return Network(
-        name, config.seed, config.model, None, hashlib.sha256(about.encode()).hexdigest(),
+        name, config.seed, config.model, None, hashlib.sha256(about.encode(errors="backslashreplace")).hexdigest(),
         lambda: network(config, data_of(config)).eval(), seen_by(config),
     )  # fmt: skip
 
@@ -235,6 +235,6 @@ def pixel_network(config: TrainConfig, name: str) -> Network:
     """What the networks see."""
     about = f"{PIXELS} {dataclasses.asdict(config.data)}"
     return Network(
-        name, 0, PIXELS, None, hashlib.sha256(about.encode()).hexdigest(),
+        name, 0, PIXELS, None, hashlib.sha256(about.encode(errors="backslashreplace")).hexdigest(),
         lambda: nn.Sequential(OrderedDict(pixels=nn.Identity())), seen_by(config),
     )  # fmt: skip

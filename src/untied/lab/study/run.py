@@ -129,14 +129,14 @@ def open_folder(path: Path, definition: dict[str, Any]) -> RunFolder:
         UntiedError: something else is in it.
     """
     settings = {k: v for k, v in definition.items() if k != "definition"}
-    if (path / "config.yaml").is_file():
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    if (path / "config.yaml").is_file():  # looked for after the rest, as the same command may be making it elsewhere
         folder = RunFolder.open(path)
         if folder.config().get("kind") not in KINDS:
             raise UntiedError(f"the folder {path} holds a run that is not a study: choose another --out")
         folder.write_json(DEFINITION, definition.get("definition"))
         folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return folder
-    names = [p.name for p in path.iterdir()] if path.exists() else []
     ours = (*DATABASES, "runs", ENVIRONMENT, DEFINITION)  # of a command that was killed, or a new one
     if any(name not in ours and not name.endswith(".partial") for name in names):
         raise UntiedError(f"the folder {path} is not empty and does not hold a study: choose another --out")
