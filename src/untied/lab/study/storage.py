@@ -163,7 +163,7 @@ def create(
     """
     try:
         optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        study = Study(name, storage)
+        study: optuna.Study = Study(name, storage)
         study.set_user_attr("untied", {"format": FORMAT, "definition": definition})
         return study, True
     except DuplicatedStudyError:
