@@ -5,6 +5,7 @@ Legend, as in geometry.py and broadcast.py: J the task's loss; e ∂J/∂(output
 rule sends to a layer; x a layer's input.
 
     through     y = T_B̄ x + (T_W x̄ - T_B̄ x̄)      forward T_W x, errors through B; a bar marks what is a constant
+                y = T_W x                          where the rule is backpropagation: to every order of derivative
     broadcast   y = T_W x̄,  J + Σ <e, M* x>      the layer's input is a constant to J, and gets M e from the sum
     copy        y + (T_B x̄ - the same, constant)  B gets W's pseudogradient; under broadcast <e, M* x̄> gives it its own
 
@@ -148,11 +149,12 @@ class Sent:
     ) -> Tensor:
         if not torch.is_grad_enabled():
             return plainly(layer, x, W, B, bias, geometry)
+        exact = layer.rule.exact  # through W itself, in gradients of gradients too
         if layer.rule.route.broadcasts:
             self.waiting.append((layer, x, B, geometry))
             y = plainly(layer, x.detach(), W, B, bias, geometry)
         else:
-            y = straight_through(layer, x, W, B, bias, geometry)
+            y = (plainly if exact else straight_through)(layer, x, W, B, bias, geometry)
         if layer is self.source and y.requires_grad:
             self.outputs.append(y)
             y = y.clone()  # so that an activation in place changes nothing of what e is taken at

@@ -122,7 +122,8 @@ def verify(
         dtype: the copy's type; None leaves it as it is, which is faster for large networks.
 
     Raises:
-        UntiedError: nothing is converted; the loss does not depend on the model; or, with ``strict``, the verdict.
+        UntiedError: nothing is converted; the loss does not depend on the model; it takes gradients of gradients under
+            a rule that broadcasts; or, with ``strict``, the verdict.
     """
     if not untied_layers(model):
         raise UntiedError("nothing in this model is converted: call untied.untie_(model, rule) first")
@@ -281,11 +282,21 @@ class _Probe:
 
     def _oracles(self) -> Gradients:
         sent = Sent(self.layers, self.targets)
-        if self.broadcasts:  # a pass more, for the error of the output
+        if not self.broadcasts:
             with connecting(self.layers, sent):
+                return self.gradients(sent)
+        try:
+            with connecting(self.layers, sent):  # a pass more, for the error of the output
                 sent.read(self.loss())
-        with connecting(self.layers, sent):
-            return self.gradients(sent)
+            with connecting(self.layers, sent):
+                return self.gradients(sent)
+        except RuntimeError as error:
+            if "not have been used in the graph" not in str(error):
+                raise
+            raise UntiedError(
+                "the closure takes a gradient by itself, and under a rule that broadcasts there is no graph from the "
+                "output to the input: give verify the task's loss alone"
+            ) from None
 
     def _kernels(self, layer: Untied, backward: bool = False) -> list[str]:
         """The names of the parameters that a layer's kernels, or its ``backward`` ones, are made of."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from untied.lab.signs import Frozen, freeze, looks, marks, trained_as
+from untied.lab import report
+from untied.lab.signs import Frozen, freeze, looks, marks, table, trained_as
 from untied.lab.tables import cells, csv_table, heads
 from untied.rules import parse
 
@@ -40,6 +41,8 @@ def test_a_network_that_is_well_has_no_signs() -> None:
     untied.untie_(model, "bp")
     found = looks(model, batches(model))
     assert found["signs"] == [] and found["gradient_angle_std"] == pytest.approx(0, abs=1e-3)
+    assert list(found["gradient_norm"]) == list("01234") and min(found["gradient_norm"].values()) > 0
+    assert list(found["growth"]) == list("1234")  # nothing comes before the first layer
 
 
 def test_activity_that_grows_is_named() -> None:
@@ -84,6 +87,40 @@ def test_the_table_has_them_in_its_note() -> None:
     rows = [{"rule": "wm", "accuracy_mean": 0.05, "accuracies": [0.05], "signs": ["at chance", "vanishes"]}]
     assert heads(rows)[-1] == "note" and cells(rows[0])[-1] == "at chance; vanishes"
     assert "at chance; vanishes" in csv_table(rows)
+
+
+def test_the_page_has_a_table_of_them() -> None:
+    def row(rule: str, accuracy: float, **more: Any) -> dict[str, Any]:
+        norms = {"fc1": 0.002, "fc2": 0.3}
+        return {"rule": rule, "accuracy_mean": accuracy, "gradient_norm": norms, "growth": {"fc2": 1.25}} | more
+
+    rows = [
+        row("bp", 0.9, gradient_angle=0.0, gradient_angle_std=0.0),
+        row("wm", 0.5, gradient_angle=31.25, gradient_angle_std=2.04),
+        row("frozen", 0.6),
+    ]
+    assert table(rows)[1] == {
+        "rule": "wm",
+        "gradient angle (°)": "31.2 ± 2.0",
+        "smallest ‖gradient‖": "2.0e-03 (fc1)",
+        "largest growth": "1.2-fold (fc2)",
+        "above frozen": False,
+    }
+    assert [found["rule"] for found in table(rows)] == ["bp", "wm"] and table(rows)[0]["above frozen"]
+    assert "above frozen" not in table(rows[:2])[0]
+    (section,) = report.in_depth(rows)
+    assert section.rows == table(rows) and "± its standard deviation" in section.text
+    assert report.in_depth([{"rule": "wm", "accuracy_mean": 0.5}]) == []
+
+
+def test_the_angle_is_looked_at_over_batches_where_validation_is_one() -> None:
+    """As on the digits: 269 images in one batch of up to 500."""
+    from untied.lab.config import TrainConfig
+    from untied.lab.data import DataConfig
+    from untied.lab.loop import Run
+
+    run = Run(TrainConfig(rule="fa", model="mlp-8", epochs=1, data=DataConfig("digits")))
+    assert run.train(lambda metrics: None)["gradient_angle_std"] > 0
 
 
 def test_frozen_leaves_the_last_layer_alone_to_learn() -> None:

@@ -307,7 +307,9 @@ def table_rows(
                 "gradient_angle": mean([r.get("gradient_angle") for r in measured]),
                 "cost": costs.get(entry),
                 "time_constant": time_constant(rule, config.forward if rule.copies_gradient else backward),
-                "gradient_angle_std": mean([r.get("gradient_angle_std") for r in own]),
+                "gradient_angle_std": mean([r.get("gradient_angle_std") for r in measured]),
+                "gradient_norm": by_layer(measured, "gradient_norm"),
+                "growth": by_layer(measured, "growth"),
                 "signs": list(dict.fromkeys(sign for r in own for sign in r.get("signs", ()))),
                 "chance": chance,
                 "seeds": len(own),
@@ -319,6 +321,13 @@ def table_rows(
     for row in rows:
         row["signs"] = [*marks(row, chance, baseline), *row["signs"]]
     return rows
+
+
+def by_layer(results: list[Message], name: str) -> dict[str, float]:
+    """The mean over seeds of what each layer has."""
+    layers = dict.fromkeys(layer for r in results for layer in r.get(name) or ())
+    means = {layer: mean([(r.get(name) or {}).get(layer) for r in results]) for layer in layers}
+    return {layer: value for layer, value in means.items() if value is not None}
 
 
 def mean(values: list[float | None]) -> float | None:
@@ -347,7 +356,10 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
         if name is not None:
             first[label(entry)] = folder.weights(name)
     plots.save(plots.weight_scatter(first), figures, "scatter")
-    page = report.write_html(folder, finding=findings.finding(rows), captions=findings.captions(rows, metrics, first))
+    page = report.write_html(
+        folder, finding=findings.finding(rows), captions=findings.captions(rows, metrics, first),
+        sections=report.in_depth(rows),
+    )  # fmt: skip
     console.print(report.rich_table(rows))
     for what, path in (("folder", folder.path), ("page", page), ("table", folder.path / "table.md")):
         say(console, f"{what:<7} {path}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from untied.lab.phases import Plan
 from untied.lab.signs import freeze, looks
 from untied.lab.step import NotFinite, Objective, training_step
 from untied.lab.tasks import Task
-from untied.lab.tasks.trees import channels_last, first, size, to
+from untied.lab.tasks.trees import channels_last, first, groups, size, to
 from untied.reversing import quiet
 from untied.rule import Rule
 
@@ -526,15 +526,14 @@ LOOKS = 4
 
 
 def losses(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig, count: int) -> list[Look]:
-    """The task's loss on each of the first batches, in training mode, with the same random numbers each time."""
+    """The task's loss on each of the first batches of training's size, in training mode, with the same random numbers
+    each time."""
     task = task_of(config, data)
     batches = data.validation if data.validation.size else data.train
     torch.manual_seed(config.seed)
     model.train()
 
-    def of(batch: Any) -> Look:
-        x, y = (first(part, min(config.data.batch_size, 256)) for part in task.batch(batch))
-
+    def of(x: Any, y: Any) -> Look:
         def loss() -> Tensor:
             torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
             with fabric.autocast():
@@ -542,7 +541,9 @@ def losses(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig,
 
         return loss, y if isinstance(y, Tensor) else None
 
-    return [of(batch) for batch in islice(iter(batches), count)]
+    n = min(config.data.batch_size, 256)
+    several = (zip(*(groups(part, n) for part in task.batch(batch)), strict=True) for batch in batches)
+    return [of(x, y) for x, y in islice(chain.from_iterable(several), count)]
 
 
 def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:

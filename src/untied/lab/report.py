@@ -21,13 +21,17 @@ from urllib.parse import quote
 import jinja2
 import yaml
 
+from untied.lab import signs
 from untied.lab.findings import Words, listed
 from untied.lab.plots import looks
 from untied.lab.record import CONFIG, ENVIRONMENT, RunFolder
-from untied.lab.tables import Rows, cells, csv_table, heads, markdown_table, rich_table
+from untied.lab.tables import Rows, cells, csv_table, heads, known, markdown_table, rich_table
 from untied.lab.tasks.metric import metric_of
 
-__all__ = ["Section", "Words", "csv_table", "documentation", "markdown_table", "rich_table", "subject", "write_html"]
+__all__ = [
+    "Section", "Words", "csv_table", "documentation", "in_depth", "markdown_table", "rich_table", "subject",
+    "write_html",
+]  # fmt: skip
 
 PAPER = "https://arxiv.org/abs/2003.01513"
 GUIDES = {
@@ -125,6 +129,7 @@ def write_html(
         rows=[(row, cells(row), palette[row["rule"]]) for row in rows],
         shapes=SHAPES,
         several=any(len(row.get("accuracies") or ()) > 1 for row in rows),
+        spread=any(known(row.get("gradient_angle_std")) for row in rows),
         score=metric_of(rows).title,
         unfinished=[row["rule"] for row in rows if not row.get("finished", True) or row.get("failure")],
         figures=[_figure(run.path, name, captions) for name in drawn],
@@ -144,6 +149,12 @@ def write_html(
         files=[(name, about) for name, about in FILES.items() if (run.path / name).exists()],
     )
     return run.write_text("index.html", page)
+
+
+def in_depth(rows: Rows) -> list[Section]:
+    """The section that says whether hidden layers learn; none of rows that do not know."""
+    found = signs.table(rows)
+    return [Section("Does it learn in depth?", signs.LEGEND, rows=found, words=("rule",))] if found else []
 
 
 def subject(config: Mapping[str, Any]) -> str:

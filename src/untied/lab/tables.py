@@ -3,8 +3,8 @@
 A row, as results.json has it: "rule", "text" (the rule with its coefficients), "local", "accuracies" (test accuracy of
 each seed, 0 to 1; where "metric" describes another score, that one), "accuracy_mean", "accuracy_std", "weight_angle"
 and "gradient_angle" (degrees), "cost" (time of a step over the plain network's), "seeds", "finished", "failure";
-"signs" (of fake learning, in words), "chance", "gradient_angle_std" (over batches); and "split", where the accuracy is
-not on the test split. A value that is missing or null is shown as a dash.
+"signs" (of fake learning, in words), "chance", "gradient_angle_std" (over batches), "gradient_norm" and "growth" (by
+layer); and "split", where the accuracy is not on the test split. A value that is missing or null is shown as a dash.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from untied.lab import writers
+from untied.lab.signs import angle_cell
 from untied.lab.tasks.metric import metric_of
 from untied.rules import NAMED, named
 
@@ -78,7 +79,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         "–" if local is None else "yes" if local else "no",
         f"{accuracy} ± {std}" if accuracy != "–" and std != "–" else accuracy,
         _number(row, "weight_angle", 1, ".1f"),
-        _number(row, "gradient_angle", 1, ".1f"),
+        angle_cell(row),
         _number(row, "cost", 1, ".2f", "×"),
         str(row.get("seeds", "–")),
         _note(row),

@@ -213,7 +213,7 @@ def finish(folder: RunFolder, config: TrainConfig) -> None:
     row["signs"] = [*marks(row, row["chance"], None), *row.get("signs", ())] if "chance" in row else []
     report.write_html(
         folder, rows=[row], title=f"Trained with {config.rule}", finding=findings.finding([row]),
-        captions=findings.captions([row], metrics, weights),
+        captions=findings.captions([row], metrics, weights), sections=report.in_depth([row]),
     )  # fmt: skip
 
 

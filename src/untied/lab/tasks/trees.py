@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["channels_last", "chunks", "finite", "first", "shapes", "size", "to"]
+__all__ = ["channels_last", "chunks", "finite", "first", "groups", "shapes", "size", "to"]
 
 Tree = Any
 """A tensor (n, ...), or a nested structure of such tensors."""
@@ -33,6 +33,16 @@ def chunks(tree: Tree, parts: int) -> list[Tree]:
     leaves, structure = tree_flatten(tree)
     split = [leaf.chunk(parts) for leaf in leaves]
     return [tree_unflatten(list(part), structure) for part in zip(*split, strict=True)]
+
+
+def groups(tree: Tree, count: int) -> list[Tree]:
+    """The examples in groups of so many. What is left over is left out, unless it is all there is.
+
+    >>> [size(group) for group in groups(torch.zeros(7), 3)], [size(group) for group in groups(torch.zeros(2), 3)]
+    ([3, 3], [2])
+    """
+    starts = range(0, max(size(tree) - count, 0) + 1, count)
+    return [tree_map(lambda t, at=at: t[at : at + count], tree) for at in starts]
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
