@@ -264,6 +264,8 @@ class _Probe:
                     notes.append("gets no gradient from R")
                 if name in differs:
                     notes.append("gets another gradient than its rule copies")
+                elif self._is_alone(name) and _any(g):
+                    notes.append("gets the task's gradient, which its rule does not give it")
                 rows.append(Finding(name, layer, what, tuple(notes)))
                 continue
             if name in differs:
@@ -307,6 +309,11 @@ class _Probe:
         """Whether R has a gradient in this backward parameter. What a route keeps beside B moves otherwise."""
         layer = self.backward[name]
         return layer.rule.aligns and name in self._kernels(layer, True)
+
+    def _is_alone(self, name: str) -> bool:
+        """Whether the task shall leave this backward parameter alone."""
+        rule = self.backward[name].rule
+        return not rule.copies_gradient and not rule.route.factored
 
     @contextmanager
     def _all_changed(self) -> Iterator[None]:
