@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,6 +96,24 @@ LAYERS = [
     LayerCase("transposed3d", lambda: nn.ConvTranspose3d(2, 2, (1, 2, 3), (1, 2, 2), (0, 1, 1), (0, 1, 0)),
               (2, 2, 2, 3, 2)),
 ]  # fmt: skip
+
+
+RECURRENT: dict[str, Callable[..., nn.Module]] = {
+    "rnn": nn.RNN,
+    "rnn relu": partial(nn.RNN, nonlinearity="relu"),
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "lstm projected": partial(nn.LSTM, proj_size=2),
+}
+"""Recurrent layers, to be made with features and width. Their battery is test_recurrent.py."""
+
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "rnn cell": nn.RNNCell,
+    "rnn cell relu": partial(nn.RNNCell, nonlinearity="relu"),
+    "gru cell": nn.GRUCell,
+    "lstm cell": nn.LSTMCell,
+}
+"""Likewise, for one step."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +237,9 @@ by_kind_of_layer = pytest.mark.parametrize(
     ids=[c.name for c in LAYERS if c.name in ONE_OF_EACH_KIND],
 )
 by_any_rule = pytest.mark.parametrize("rule", [*RULES, *ROUTED], ids=[c.text for c in [*RULES, *ROUTED]])
+by_every_rule = pytest.mark.parametrize(
+    "rule", [*RULES, *ROUTED, *ESTIMATED], ids=[c.text for c in [*RULES, *ROUTED, *ESTIMATED]]
+)
 by_rule = pytest.mark.parametrize("rule", RULES, ids=[c.text for c in RULES])
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import untied
-from cases import RuleCase, assert_same, by_rule, gradients
+from cases import CELLS, RECURRENT, RuleCase, assert_same, by_every_rule, by_rule, gradients
 from untied import UntiedError
 from untied.layers import backward_name
 
@@ -24,20 +24,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "three layers": dict(num_layers=3),
     "all": dict(num_layers=2, bidirectional=True, batch_first=True, dropout=0.4),
 }
-KINDS: dict[str, Any] = {
-    "rnn": nn.RNN,
-    "rnn relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k),
-    "gru": nn.GRU,
-    "lstm": nn.LSTM,
-    "lstm projected": lambda *a, **k: nn.LSTM(*a, proj_size=2, **k),
-}
 INPUTS = ("whole", "given state", "unbatched", "packed", "packed unsorted", "packed with state")
-CELLS: dict[str, Any] = {
-    "rnn": nn.RNNCell,
-    "rnn relu": lambda *a, **k: nn.RNNCell(*a, nonlinearity="relu", **k),
-    "gru": nn.GRUCell,
-    "lstm": nn.LSTMCell,
-}
 
 
 def flat(out: Any) -> list[Tensor]:
@@ -79,10 +66,10 @@ def loss_of(outs: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("how", INPUTS)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_outputs_and_backpropagation_are_the_plain_layers(kind: str, form: str, how: str) -> None:
     torch.manual_seed(0)
-    plain = KINDS[kind](I, H, **FORMS[form]).double()
+    plain = RECURRENT[kind](I, H, **FORMS[form]).double()
     for rule, init in (("bp", "like"), ("fa", "copy")):
         model = copy.deepcopy(plain)
         untied.untie_(model, rule, init=init)
@@ -207,7 +194,7 @@ def test_terms_add_up_over_time_as_two_linear_layers_would(rule: RuleCase) -> No
 @pytest.mark.parametrize("kind", ["gru", "lstm projected"])
 def test_every_rule_trains_every_kernel(kind: str, rule: RuleCase) -> None:
     torch.manual_seed(0)
-    model: Any = KINDS[kind](I, H, num_layers=2, bidirectional=True, batch_first=True).double()
+    model: Any = RECURRENT[kind](I, H, num_layers=2, bidirectional=True, batch_first=True).double()
     before = list(model.state_dict())
     own = dict(model.__dict__)
     untied.untie_(model, rule.text)
@@ -220,12 +207,56 @@ def test_every_rule_trains_every_kernel(kind: str, rule: RuleCase) -> None:
         B = getattr(model, backward_name(name), None)
         assert B is None or B.shape == getattr(model, name).shape
         assert B is None or not B.requires_grad or B.grad is not None
-    other: Any = KINDS[kind](I, H, num_layers=2, bidirectional=True, batch_first=True).double()
+    other: Any = RECURRENT[kind](I, H, num_layers=2, bidirectional=True, batch_first=True).double()
     untied.untie_(other, rule.text)
     other.load_state_dict(model.state_dict())
     untied.tie_(model)
     assert list(model.state_dict()) == before and model.__dict__.keys() == own.keys()
     assert type(model) in (nn.GRU, nn.LSTM)
+
+
+class Reader(nn.Module):
+    """A recurrent layer over packed sequences with a readout of all states, or a cell with one of the last."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.is_cell = kind in CELLS
+        more: dict[str, Any] = dict(num_layers=2, bidirectional=True, batch_first=True, dropout=0.3)
+        self.layer = CELLS[kind](I, H) if self.is_cell else RECURRENT[kind](I, H, **more)
+        width = H if self.is_cell else 2 * (getattr(self.layer, "proj_size", 0) or H)
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_cell:
+            packed = pack_padded_sequence(x, torch.tensor([5, 3, 1]), batch_first=True)
+            h, _ = pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+            return self.out(h.sum(1))  # type: ignore[no-any-return]
+        h = None
+        for at in x.unbind(1):
+            h = self.layer(at, h)
+        return self.out(h[0] if isinstance(h, tuple) else h)  # type: ignore[no-any-return]
+
+
+@by_every_rule
+@pytest.mark.parametrize("kind", [*RECURRENT, *CELLS])
+def test_every_rule_trains_every_layer_and_cell(kind: str, rule: RuleCase) -> None:
+    """Packed, of two layers and directions, with dropout: every kernel gets a gradient, and so does B."""
+    model = Reader(kind).double()
+    x, targets = torch.randn(N, T, I, dtype=torch.float64), torch.randn(N, 2, dtype=torch.float64)
+    plain = copy.deepcopy(model).eval()(x)
+    untied.untie_(model, rule.text)
+    torch.testing.assert_close(model.eval()(x), plain)
+    model.train()
+    with untied.record(model, progress=0.5, step=0, targets=targets) as tape:
+        loss = nn.functional.mse_loss(model(x), targets)
+    (loss + tape.penalty()).backward()
+    layer: Any = model.layer
+    assert all(getattr(layer, w).grad.any() for w in layer.own_weights())
+    for B in layer.backward_parameters():
+        assert not B.requires_grad or B.grad is not None or layer.rule.moves_itself
+    untied.tie_(model)
+    torch.testing.assert_close(model.eval()(x), plain)
 
 
 def test_a_sequence_that_has_ended_adds_nothing() -> None:
@@ -244,10 +275,10 @@ def test_a_sequence_that_has_ended_adds_nothing() -> None:
     torch.testing.assert_close(whole, torch.stack(alone).mean())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_autocast_is_close_and_gives_the_lower_type(kind: str) -> None:
     torch.manual_seed(0)
-    model: Any = KINDS[kind](I, H, num_layers=2, batch_first=True)
+    model: Any = RECURRENT[kind](I, H, num_layers=2, batch_first=True)
     untied.untie_(model, "aa")
     twin = copy.deepcopy(model)
     R = step(model)
@@ -271,7 +302,7 @@ def test_a_compiled_step_is_the_eager_one(kind: str) -> None:
     """PyTorch breaks the graph at every recurrent layer unless ``allow_rnn`` is set."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    eager: Any = KINDS[kind](I, H, batch_first=True).double()
+    eager: Any = RECURRENT[kind](I, H, batch_first=True).double()
     untied.untie_(eager, "aa")
     model = copy.deepcopy(eager)
     with torch._dynamo.config.patch(allow_rnn=True):
