@@ -147,3 +147,26 @@ def test_what_the_callback_cannot_do_is_refused() -> None:
     untied.tie_(net)
     with pytest.raises(untied.UntiedError, match="nothing in Net is untied"):
         UntiedCallback().setup(None, net, "fit")
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["a part", "the module"])
+@pytest.mark.parametrize("rule", ["fa", "ia"])
+def test_the_first_training_pass_is_looked_at_after_a_sanity_validation(rule: str, whole: bool) -> None:
+    """Whether the module or its network was untied: a step calls the network, and nobody calls the module."""
+
+    class Passed(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.tanh(self[0](x)) @ self[0].weight)  # type: ignore[no-any-return, operator]
+
+    for kind in (nn.Sequential, Passed):
+        net = Net(rule)
+        untied.tie_(net)
+        net.layers = kind(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+        untied.untie_(net if whole else net.layers, rule)
+        more: dict[str, Any] = dict(num_sanity_val_steps=1, accumulate_grad_batches=2, callbacks=[UntiedCallback()])
+        if kind is Passed:
+            with pytest.raises(untied.UntiedError, match=r"errors go through (layers\.)?0\.weight by backpropagation"):
+                fit(net, batch=2, **more)
+        else:
+            fit(net, epochs=2, batch=2, **more)
+            assert len(net.seen) == 8
