@@ -57,14 +57,20 @@ def until(so: Callable[[], Any], what: str, seconds: float = 240) -> Any:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_one_without_its_database(server: Server, tmp_path: Path) -> None:
+def test_a_killed_worker_and_one_without_its_database(
+    server: Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Four workers on a server. One is killed in mid-run; one loses the database for longer than ``silence``."""
     wires = [Wire(server) for _ in range(2)]
     straight, shaky = wires
+    for wire in wires:
+        request.addfinalizer(wire.close)
     config = named(study_of(tmp_path / "study", storage=straight.url()))
     definition = config.define()
     folder = open_folder(config.out or tmp_path, definition)
     storage = open_storage(config.storage)
+    request.addfinalizer(storage.engine.dispose)  # type: ignore[attr-defined]
+    request.addfinalizer(storage.remove_session)
     study, new = create(storage, config.name, definition, CHANGEABLE)
     queue = Queue(study, config.plan(definition), config.silence, config.retries)
     queue.fill()
@@ -87,8 +93,18 @@ def test_a_killed_worker_and_one_without_its_database(server: Server, tmp_path: 
 
         victim = until(lambda: run_of(workers[0]), "the first worker trains")
         os.kill(workers[0].pid, signal.SIGKILL)
-        cut = until(lambda: run_of(workers[3]), "the fourth worker trains")
-        shaky.cut()
+
+        def interrupted() -> FrozenTrial | None:
+            """The fourth worker's run, cut off while it lasts: one that had ended before the cut proves nothing."""
+            if (trial := run_of(workers[3])) is None:
+                return None
+            shaky.cut()
+            if study.get_trials()[trial.number].state == TrialState.RUNNING:
+                return trial
+            shaky.mend()
+            return None
+
+        cut = until(interrupted, "the fourth worker trains")
         until(
             lambda: study.get_trials()[cut.number].state == TrialState.FAIL, "the silent worker's run is taken from it"
         )
@@ -123,10 +139,6 @@ def test_a_killed_worker_and_one_without_its_database(server: Server, tmp_path: 
     rows = folder.read_json("results.json")
     assert Counter(row["run"] for row in rows) == Counter(list(queue.plan))
     assert all(row["failure"] is None and row["value"] > 0.5 for row in rows)
-    storage.remove_session()
-    storage.engine.dispose()  # type: ignore[attr-defined]
-    for wire in wires:
-        wire.close()
 
 
 def begun(out: Path) -> Queue:
