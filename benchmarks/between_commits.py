@@ -23,7 +23,7 @@ from typing import Any
 
 from scipy import stats
 
-from untied.lab.environment import environment
+from untied.lab.keeping.environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 

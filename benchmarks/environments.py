@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import untied.__main__
-from untied.lab import findings, plots, report, train  # noqa: F401
+from untied.lab.experiments import train  # noqa: F401
+from untied.lab.showing import findings, plots, report  # noqa: F401
 
 SOURCE = Path(untied.__file__).parent.parent
 SMALL = ["data.name=synthetic", "data.synthetic_shape=[1,4,4]", "data.synthetic_classes=3", "data.synthetic_count=60",

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from untied.lab.config import PRESETS
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "fraction"

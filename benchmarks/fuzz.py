@@ -28,20 +28,21 @@ import optuna
 import torch
 
 from untied.errors import UntiedError
-from untied.lab import checkpoint, processes
-from untied.lab.checkpoint import Position
-from untied.lab.config import OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.data import DataConfig
 from untied.lab.data.shards import read_index
-from untied.lab.edges import printable
+from untied.lab.keeping import processes
+from untied.lab.keeping.processes import LOCK, Lock, here
 from untied.lab.neural import recording
-from untied.lab.processes import LOCK, Lock, here
-from untied.lab.reading import read_yaml
-from untied.lab.secrets import redacted
+from untied.lab.reading.edges import printable
+from untied.lab.reading.fields import read_yaml
+from untied.lab.reading.secrets import redacted
+from untied.lab.settings.config import OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.study.config import TransferConfig
 from untied.lab.study.recover import recover
 from untied.lab.study.run import run
 from untied.lab.study.storage import load, open_storage
+from untied.lab.training import checkpoint
+from untied.lab.training.checkpoint import Position
 
 SLOW = 10.0  # seconds
 processes.WATCH = 0.05  # as long as a lock of nobody known is watched

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from untied.lab import plots
 from untied.lab.cli import main as command
+from untied.lab.showing import plots
 from untied.lab.study.run import URL
 
 SMALL = {"data.name": "synthetic", "data.synthetic_shape": "[1,4,4]", "data.synthetic_classes": "3",

@@ -19,7 +19,7 @@ from typing import Any
 
 from scipy import stats
 
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "local-rule"

@@ -39,9 +39,9 @@ from small_runs import (
 )  # fmt: skip
 from torch import Tensor, nn
 
-from untied.layers import untied_layers
-from untied.mirror import MirroredKolenPollack
-from untied.rule import Visit
+from untied.layers.layer import untied_layers
+from untied.rules.mirror import MirroredKolenPollack
+from untied.rules.rule import Visit
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "local-rule"

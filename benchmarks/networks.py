@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from untied.foreign import ATTENTION, FOREIGN
+from untied.layers.foreign import ATTENTION, FOREIGN
 
 RULES = ("fa", "sa", "kp")
 LARGE = 30_000_000

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from untied.lab.environment import environment
+from untied.lab.keeping.environment import environment
+from untied.lab.keeping.record import RunFolder
 from untied.lab.models import build
 from untied.lab.neural.command import abreast
 from untied.lab.neural.convert import convert
@@ -39,7 +40,6 @@ from untied.lab.neural.fits import fit_responses
 from untied.lab.neural.layers import chosen, trace
 from untied.lab.neural.preprocess import Prepared
 from untied.lab.neural.recording import of_arrays
-from untied.lab.record import RunFolder
 from untied.lab.settings.neural import ConvertConfig, Settings
 
 ROOT = Path(__file__).resolve().parents[1]

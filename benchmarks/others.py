@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import untied
-from untied.lab.config import OptimizerConfig
+from untied.lab.measuring.timing import Clock, Step, interleaved, plain_step, untied_step
 from untied.lab.models import build
-from untied.lab.timing import Clock, Step, interleaved, plain_step, untied_step
+from untied.lab.settings.config import OptimizerConfig
 from untied.rules import parse
 
 RULES = ("sa", "wm", "aa", "ia")

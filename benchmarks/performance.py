@@ -31,15 +31,15 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 import untied
-from untied.lab.bench import again, bench
-from untied.lab.config import OptimizerConfig
-from untied.lab.costs import markdown, table_rows
 from untied.lab.data import DataConfig, load
-from untied.lab.environment import environment
+from untied.lab.experiments.bench import again, bench
+from untied.lab.keeping.environment import environment
+from untied.lab.keeping.record import RunFolder
+from untied.lab.measuring.timing import Clock, interleaved, plain_step, untied_step
 from untied.lab.models import build
-from untied.lab.record import RunFolder
 from untied.lab.settings.bench import BenchConfig
-from untied.lab.timing import Clock, interleaved, plain_step, untied_step
+from untied.lab.settings.config import OptimizerConfig
+from untied.lab.showing.costs import markdown, table_rows
 from untied.rules import parse
 
 ROOT = Path(__file__).resolve().parents[1]

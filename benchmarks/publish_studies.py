@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
 from untied.lab.study.report import crossovers, markdown
 
 

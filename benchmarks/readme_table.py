@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "routes"

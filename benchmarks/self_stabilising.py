@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import untied
-from untied.lab.config import CompareConfig
-from untied.lab.loop import dataset, network
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import CompareConfig
+from untied.lab.training.loop import dataset, network
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "self-stabilising-digits"

@@ -24,8 +24,8 @@ from untied.lab import models
 from untied.lab.data import load
 from untied.lab.data.config import DataConfig
 from untied.lab.data.dataset import Dataset
-from untied.lab.environment import environment
-from untied.layers import untied_layers
+from untied.lab.keeping.environment import environment
+from untied.layers.layer import untied_layers
 from untied.rules import Rule
 
 END = "<!-- /tables -->"

@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import untied
-from untied.layers import untied_layers
+from untied.layers.layer import untied_layers
 from untied.rules import RegressionDiscontinuity
 from untied.spiking import Neurons, estimate
 

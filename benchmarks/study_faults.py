@@ -32,10 +32,12 @@ from typing import Any
 
 import torch
 
-from untied.lab import checkpoint, loop, plots, processes
 from untied.lab.cli import main as command
-from untied.lab.processes import LOCK, here
+from untied.lab.keeping import processes
+from untied.lab.keeping.processes import LOCK, here
+from untied.lab.showing import plots
 from untied.lab.study import storage
+from untied.lab.training import checkpoint, loop
 
 PATIENCE = 60.0  # seconds
 NOBODY = 65534

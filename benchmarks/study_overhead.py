@@ -80,8 +80,10 @@ class Watch:
 def inside(began: float, said: Path, words: list[str]) -> int:
     """The command, watched, in the process that was started for it. Returns its exit code."""
     watch = Watch(began)
-    from untied.lab import cli, loop, record
+    from untied.lab import cli
+    from untied.lab.keeping import record
     from untied.lab.study import config, queue, run, worker
+    from untied.lab.training import loop
 
     watch.watch(STEPS, loop.Run, "epoch")
     watch.watch(MEASURES, loop.Run, "measure", "result")
@@ -122,7 +124,7 @@ def measure(seeds: int) -> tuple[dict[str, list[float]], int]:
 def main(seeds: int, out: Path) -> None:
     """Measure, and write the table."""
     seconds, runs = measure(seeds)
-    from untied.lab.environment import environment
+    from untied.lab.keeping.environment import environment
 
     rows = dict(seconds)
     rows["overhead: all but the first two"] = [sum(seconds[part][i] for part in PARTS[2:]) for i in range(2)]

@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import untied
-from untied.targets import KINDS, TargetPropagation
+from untied.targets.propagation import KINDS, TargetPropagation
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "target-propagation"
 END = "<!-- /tables -->"

@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
-from untied.lab import plots
-from untied.lab.loop import dataset
-from untied.lab.recipes import recipes
-from untied.lab.record import RunFolder, plain
-from untied.lab.tables import csv_table
-from untied.lab.train import open_run
+from untied.lab.experiments.train import open_run
+from untied.lab.keeping.record import RunFolder, plain
+from untied.lab.settings.recipes import recipes
+from untied.lab.showing import plots
+from untied.lab.showing.tables import csv_table
+from untied.lab.training.loop import dataset
 from untied.rules import parse
 
 

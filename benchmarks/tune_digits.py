@@ -1,4 +1,4 @@
-"""How the settings of untied.lab.config.PRESETS were found: many of each rule, on the validation split.
+"""How the settings of untied.lab.settings.config.PRESETS were found: many of each rule, on the validation split.
 
     python benchmarks/tune_digits.py --out runs/tune [RULE ...]
 
@@ -11,9 +11,9 @@ import argparse
 import itertools
 from pathlib import Path
 
-from untied.lab.compare import compare
-from untied.lab.config import CompareConfig
-from untied.lab.record import RunFolder
+from untied.lab.experiments.compare import compare
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import CompareConfig
 
 NOISE = "positions=mean, noise=normal"
 SETTINGS = {

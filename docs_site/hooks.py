@@ -1,8 +1,8 @@
 """What mkdocs calls: it adds the generated pages, and makes links to files of the repository work in the site.
 
-The same Markdown is read on a code host, where ``../src/untied/tape.py`` is a file. In the site that file is a page of
-its own under source/, and results/ is a part of the site. A link to a file that does not exist stays as it is, so
-that mkdocs reports it.
+The same Markdown is read on a code host, where ``../src/untied/tape/tape.py`` is a file. In the site that file is a
+page of its own under source/, and results/ is a part of the site. A link to a file that does not exist stays as it
+is, so that mkdocs reports it.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import untied
-from untied.algebra import OPTIONS
 from untied.lab.cli import main
 from untied.lab.commands import NAMES
-from untied.lab.config import PRESETS, CompareConfig, TrainConfig
-from untied.lab.reading import settings_of
-from untied.layers import LAYERS, backward_name, untied_layers
-from untied.primitives import KNOWN
+from untied.lab.reading.fields import settings_of
+from untied.lab.settings.config import PRESETS, CompareConfig, TrainConfig
+from untied.layers.layer import LAYERS, backward_name, untied_layers
+from untied.primitives.primitive import KNOWN
 from untied.rules import FEEDBACK, as_rule, taxonomy
+from untied.rules.algebra import OPTIONS
 from untied.schedules import SCHEDULES
 from untied.statistics import STATISTICS
 
@@ -32,27 +32,27 @@ MODULES = {
     "untied.operations": "what a rule sees of a layer",
     "untied.geometry": "a layer as a linear map",
     "untied.layers": "the untied layer classes, and how to add one",
-    "untied.recurrent": "RNN, LSTM, GRU and their cells, made of untied kernels",
-    "untied.call": "the value that a layer hands to its listeners",
+    "untied.layers.recurrent": "RNN, LSTM, GRU and their cells, made of untied kernels",
+    "untied.rules.call": "the value that a layer hands to its listeners",
     "untied.tape": "R of one forward pass",
-    "untied.foreign": "layers of transformers, torchvision, timm and peft",
-    "untied.audit": "what a training loop may have forgotten",
+    "untied.layers.foreign": "layers of transformers, torchvision, timm and peft",
+    "untied.tape.audit": "what a training loop may have forgotten",
     "untied.routes": "how the error at a layer's output becomes the error at its input",
-    "untied.rule": "a rule: a route times a motion",
-    "untied.aligned": "the rules of the paper, whose B is moved by R",
-    "untied.transport": "rules whose B is a function of W",
-    "untied.direct": "rules that broadcast the output's error",
-    "untied.product": "rules that carry the error through two kernels",
-    "untied.broadcast": "the broadcast route and what it needs of a network",
-    "untied.mirror": "the mirrored Kolen–Pollack rule, and calibration by noise",
+    "untied.rules.rule": "a rule: a route times a motion",
+    "untied.rules.aligned": "the rules of the paper, whose B is moved by R",
+    "untied.rules.transport": "rules whose B is a function of W",
+    "untied.rules.direct": "rules that broadcast the output's error",
+    "untied.rules.product": "rules that carry the error through two kernels",
+    "untied.rules.broadcast": "the broadcast route and what it needs of a network",
+    "untied.rules.mirror": "the mirrored Kolen–Pollack rule, and calibration by noise",
     "untied.spiking": "spiking units, and what the discontinuity at their threshold says of W",
-    "untied.estimated": "the rule whose B follows that estimate",
+    "untied.rules.estimated": "the rule whose B follows that estimate",
     "untied.targets": "target propagation on networks made of blocks",
-    "untied.reversing": "cutting a network into blocks, and the feedback network of each",
+    "untied.targets.reversing": "cutting a network into blocks, and the feedback network of each",
     "untied.metrics": "angles and norm ratios",
-    "untied.products": "which matrices carry errors outside of the untied layers",
+    "untied.layers.products": "which matrices carry errors outside of the untied layers",
     "untied.verify": "by number: what carries backpropagation's errors, and which B does not move",
-    "untied.oracle": "the gradients that rules ask for, by independent constructions",
+    "untied.layers.oracle": "the gradients that rules ask for, by independent constructions",
     "untied.testing": "tests that one's own rules and layers inherit",
     "untied.dynamics": "flow, fixed points and regimes of a rule",
 }

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from untied.call import Call
 from untied.geometry import Geometry
 from untied.operations import Operations, Signals
+from untied.rules.call import Call
 
 
 @dataclass(frozen=True)

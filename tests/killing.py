@@ -18,8 +18,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from untied.lab import train  # noqa: F401
 from untied.lab.cli import main
+from untied.lab.experiments import train  # noqa: F401
 
 
 def slowly(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -11,8 +11,8 @@ from torch.func import functional_call, grad, vmap
 
 import untied
 from cases import LayerCase, build_untied, by_kind_of_layer, by_layer
-from untied.autograd import LossTerm, cast_for_autocast, untied_operation
 from untied.geometry import DENSE, Geometry
+from untied.routes.autograd import LossTerm, cast_for_autocast, untied_operation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer
 

@@ -1,7 +1,8 @@
 """Rules that take their error from the network's output: their gradients against an oracle in plain autograd.
 
 The oracle adds to the source's output, for each layer, the direct path <x, M> − <x, M>.detach(), which is zero and
-whose gradient in x is M e; each layer itself works on a detached input. It shares nothing with `untied.broadcast`.
+whose gradient in x is M e; each layer itself works on a detached input. It shares nothing with
+`untied.rules.broadcast`.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from cases import (
 )
 from untied import UntiedError, record, untie_
 from untied.convert import like_weight
-from untied.layers import LAYERS as KNOWN
-from untied.layers import Untied, untied_layers
+from untied.layers.layer import LAYERS as KNOWN
+from untied.layers.layer import Untied, untied_layers
 from untied.rules import SymmetricAlignment, parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pytest
 
 import untied
-from untied.naming import BUILT_IN, NAMED
-from untied.primitives import KNOWN, PRIMITIVES
+from untied.primitives.primitive import KNOWN, PRIMITIVES
+from untied.rules.naming import BUILT_IN, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```python *\n(?P<code>.*?)^(?P=indent)``` *$", re.MULTILINE | re.DOTALL)

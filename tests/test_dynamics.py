@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import untied
 from untied.dynamics import REGIMES, ScalarDynamics, layer, scalar, time_constant
+from untied.dynamics.polynomials import common_zeros, evaluate, interpolate
 from untied.errors import UntiedError
 from untied.geometry import DENSE
 from untied.operations import Operations, Signals
-from untied.polynomials import common_zeros, evaluate, interpolate
-from untied.primitives import PRIMITIVES, Correlation, Primitive, amp, decay, null
+from untied.primitives.primitive import PRIMITIVES, Correlation, Primitive, amp, decay, null
 from untied.rules import Alignment
 
 INPUTS = [0.3, 1.0, -1.7]

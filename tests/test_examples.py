@@ -19,7 +19,7 @@ from test_structure import modules
 EXEMPT = {"offer": "it needs an installed package with a rule in its entry points; tests/lab/test_own.py makes one"}
 """Public names that have no example, and why. A `Protocol` has none either: nothing is made of it."""
 
-SHAPED = ("geometry", "layers", "merging", "metrics", "tape", "transport")
+SHAPED = ("geometry", "layers.layer", "metrics", "primitives.merging", "rules.transport", "tape.tape")
 """The modules in which whatever takes or returns a tensor says of which shape."""
 SAYS_A_SHAPE = ("[", "0-dim", "layout", "shape")
 

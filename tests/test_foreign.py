@@ -184,7 +184,7 @@ def test_every_row_names_a_class() -> None:
     """A row whose class has another name by now would do nothing, silently."""
     import importlib
 
-    from untied.foreign import ATTENTION, FOREIGN
+    from untied.layers.foreign import ATTENTION, FOREIGN
 
     for where, name in [*FOREIGN, *ATTENTION]:
         pytest.importorskip(where.partition(".")[0], reason="its package is not installed")

@@ -13,7 +13,7 @@ import untied
 PROBE = """
 import sys, torch
 before = {name.partition(".")[0] for name in sys.modules}
-import untied, untied.rules, untied.metrics, untied.text, untied.reference
+import untied, untied.rules, untied.metrics, untied.rules.text, untied.rules.reference
 untied.rules.parse("ia(amp=1) + 0.5*null")
 after = {name.partition(".")[0] for name in sys.modules}
 print(*sorted(after - before - set(sys.stdlib_module_names)))
@@ -39,7 +39,18 @@ def test_importing_untied_imports_torch_only() -> None:
 SLOW = ("torchmetrics", "transformers", "matplotlib", "torchvision.models", "scipy.stats", "sklearn", "pandas", "timm")
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "check", "study.worker", "study.run", "listing"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "experiments.train",
+        "experiments.compare",
+        "experiments.evaluate",
+        "experiments.check",
+        "study.worker",
+        "study.run",
+        "showing.listing",
+    ],
+)
 def test_a_command_starts_without_what_it_may_never_need(command: str) -> None:
     pytest.importorskip("lightning_fabric", reason="the lab is not installed")
     code = f"import sys, untied.lab.{command}; print(*(m for m in {SLOW} if m in sys.modules))"

@@ -26,7 +26,7 @@ from cases import (
 )  # fmt: skip
 from untied import UntiedError
 from untied.geometry import Geometry
-from untied.layers import LAYERS, Untied, untied_layers
+from untied.layers.layer import LAYERS, Untied, untied_layers
 
 
 def train_gradients(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import untied
 from cases import RuleCase, SmallNet, by_rule, small_batch, small_net, step
 from untied import UntiedError
-from untied.layers import untied_layers
+from untied.layers.layer import untied_layers
 from untied.metrics import AlignmentTable, angle, measure, norm_ratios, weight_angles
 from untied.rules import Transport, parse
 

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import untied
 from cases import LAYERS, LayerCase, build, by_layer, small_batch, small_net
 from untied import UntiedError
-from untied.layers import untied_layers
-from untied.mirror import MirroredKolenPollack, measured, needed_patches
+from untied.layers.layer import untied_layers
 from untied.rules import parse
+from untied.rules.mirror import MirroredKolenPollack, measured, needed_patches
 
 KERNELS = [c for c in LAYERS if c.name not in ("linear-1d", "linear-2d", "linear-3d", "conv1d-no-bias")]
 

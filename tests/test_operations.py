@@ -17,7 +17,7 @@ import untied
 from cases import LAYERS, LayerCase, by_kind_of_layer, signals
 from untied.geometry import Geometry
 from untied.operations import ACTIVATIONS, Operations, Signals, batch_centre, centre, codes_like, noise_like, normalise
-from untied.primitives import PRIMITIVES
+from untied.primitives.primitive import PRIMITIVES
 from untied.rules import Alignment
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, from the plain layer

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import untied
 from test_broadcast import Block, ConvNet, mlp
-from untied.autograd import UntiedOperation
-from untied.broadcast import Port
-from untied.factored import Factored
+from untied.routes.autograd import UntiedOperation
+from untied.routes.factored import Factored
+from untied.rules.broadcast import Port
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (mlp, (4, 6), ""),

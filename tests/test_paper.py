@@ -15,8 +15,8 @@ import untied
 from cases import LayerCase, by_kind_of_layer, signals, small_batch, small_net, with_kernels
 from untied.geometry import DENSE
 from untied.operations import Operations, Signals
-from untied.primitives import KNOWN, PRIMITIVES, Correlation, Primitive, amp, decay, null, self_, sparse
-from untied.routes import THROUGH
+from untied.primitives.primitive import KNOWN, PRIMITIVES, Correlation, Primitive, amp, decay, null, self_, sparse
+from untied.routes.route import THROUGH
 from untied.rules import (
     BUILT_IN,
     ActivationAlignment,

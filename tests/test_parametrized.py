@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import untied
 from untied.geometry import DENSE
-from untied.groups import parameter_groups
-from untied.layers import LAYERS
+from untied.layers.groups import parameter_groups
+from untied.layers.layer import LAYERS
 
 
 class Mask(nn.Module):

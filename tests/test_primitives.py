@@ -11,7 +11,18 @@ from torch import Tensor
 import untied
 from cases import LayerCase, by_layer, signals, with_kernels
 from untied.operations import Operations, Signals
-from untied.primitives import PRIMITIVES, Combination, Correlation, Multiple, Primitive, amp, decay, null, self_, sparse
+from untied.primitives.primitive import (
+    PRIMITIVES,
+    Combination,
+    Correlation,
+    Multiple,
+    Primitive,
+    amp,
+    decay,
+    null,
+    self_,
+    sparse,
+)
 from untied.schedules import value
 
 by_primitive = pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES.keys())

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import untied
 from cases import LAYERS, LayerCase, assert_same, build, gradients
-from untied import factored
 from untied.geometry import Geometry
+from untied.routes import factored
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=[c.name for c in LAYERS])

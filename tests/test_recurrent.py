@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import untied
 from cases import CELLS, RECURRENT, RuleCase, assert_same, by_every_rule, by_rule, gradients
 from untied import UntiedError
-from untied.layers import backward_name
+from untied.layers.layer import backward_name
 
 I, H, T, N = 3, 4, 5, 3  # noqa: E741
 FORMS: dict[str, dict[str, Any]] = {

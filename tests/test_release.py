@@ -61,7 +61,12 @@ def test_sdist_and_wheel_hold_what_they_must(tmp_path: Path) -> None:
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("py.typed", "lab/templates/page.html", "lab/recipes/table4.yaml", "lab/recipes/spaces/ia.yaml"):
+    for needed in (
+        "py.typed",
+        "lab/showing/templates/page.html",
+        "lab/recipes/table4.yaml",
+        "lab/recipes/spaces/ia.yaml",
+    ):
         assert f"untied/{needed}" in names, needed
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}

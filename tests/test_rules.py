@@ -22,7 +22,7 @@ from cases import (
 )
 from untied import UntiedError, rules
 from untied.operations import Operations
-from untied.primitives import KNOWN, Combination, amp, copy, decay, null, self_, sparse
+from untied.primitives.primitive import KNOWN, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import (
     BUILT_IN,
     NAMED,
@@ -354,7 +354,7 @@ def test_reference_penalties_are_the_references_formulas() -> None:
 
 
 def test_every_flag_of_the_reference_is_an_operation_here() -> None:
-    from untied.reference import _REFERENCE_FLAGS
+    from untied.rules.reference import _REFERENCE_FLAGS
 
     assert set(_REFERENCE_FLAGS.values()) == set(Operations.__dataclass_fields__) - {"normalised"}  # which is ours
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import untied
 from untied import UntiedError
-from untied.primitives import amp, decay
+from untied.primitives.primitive import amp, decay
 from untied.rules import Alignment, InformationAlignment, WeightMirror
 from untied.schedules import Coefficient, Composed, Exponential, Linear, Schedule, Steps, Triangular, parse
 

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import untied
-from untied import UntiedError, foreign
-from untied.autograd import UntiedOperation
+from untied import UntiedError
+from untied.layers import foreign
+from untied.routes.autograd import UntiedOperation
 
 Optimizer = torch.optim.Optimizer | None
 

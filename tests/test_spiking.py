@@ -16,9 +16,9 @@ import untied
 from cases import ESTIMATED, LAYERS, LayerCase, RuleCase, build, small_batch, small_net
 from untied import UntiedError
 from untied.geometry import DENSE
-from untied.layers import untied_layers
-from untied.mirror import MirroredKolenPollack, seeded
+from untied.layers.layer import untied_layers
 from untied.rules import RegressionDiscontinuity, counted_cost, parse
+from untied.rules.mirror import MirroredKolenPollack, seeded
 from untied.spiking import Neurons, Windows, estimate
 
 DOUBLE = torch.float64

@@ -18,7 +18,7 @@ from untied import UntiedError
 from untied.dynamics import layer, scalar
 from untied.geometry import DENSE, Geometry
 from untied.operations import Operations, Signals, over_mean_square
-from untied.primitives import LEAKS, amp, decay, null, sparse
+from untied.primitives.primitive import LEAKS, amp, decay, null, sparse
 from untied.rules import Alignment, InformationAlignment, KolenPollack, SymmetricAlignment, WeightMirror, parse
 from untied.schedules import Linear
 from untied.statistics import STATISTICS, Statistic, mean_power, power

@@ -15,7 +15,7 @@ from untied import UntiedError
 from untied.geometry import DENSE, Convolution
 from untied.operations import Operations, Signals
 from untied.rules import parse
-from untied.targets import KINDS, TargetPropagation
+from untied.targets.propagation import KINDS, TargetPropagation
 
 DOUBLE = torch.float64
 by_kind = pytest.mark.parametrize("kind", KINDS)

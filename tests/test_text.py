@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from untied import UntiedError
-from untied.algebra import OPTIONS
-from untied.naming import BUILT_IN
-from untied.primitives import PRIMITIVES, Combination, amp, copy, decay, null, self_, sparse
+from untied.primitives.primitive import PRIMITIVES, Combination, amp, copy, decay, null, self_, sparse
 from untied.rules import NAMED, Alignment, InformationAlignment, WeightMirror, parse
+from untied.rules.algebra import OPTIONS
+from untied.rules.naming import BUILT_IN
 from untied.schedules import SCHEDULES, Exponential, Linear, Steps, Triangular
 
 

@@ -6,31 +6,20 @@ Weight Symmetry", ICML 2020).
 """
 
 from . import early  # noqa: F401, I001 (before all that takes time)
-from . import attention as _attention  # noqa: F401 (it registers its layers)
-from . import (
-    dynamics,
-    geometry,
-    metrics,
-    operations,
-    primitives,
-    recurrent,
-    rules,
-    schedules,
-    spiking,
-    statistics,
-    targets,
-)
+from .layers import attention as _attention  # noqa: F401 (it registers its layers)
+from . import dynamics, geometry, metrics, operations, primitives, rules, schedules, spiking, statistics, targets
+from .layers import recurrent
 from .calibrate import mirror_
-from .call import Call
+from .rules.call import Call
 from .convert import Report, tie_, untie_
 from .errors import UntiedError
 from .geometry import Geometry
-from .groups import parameter_groups
-from .layers import Untied, register_layer
-from .naming import register_rule, unregister_rule
-from .primitives import register_primitive, unregister_primitive
+from .layers.groups import parameter_groups
+from .layers.layer import Untied, register_layer
+from .rules.naming import register_rule, unregister_rule
+from .primitives.primitive import register_primitive, unregister_primitive
 from .recording import record
-from .tape import Tape
+from .tape.tape import Tape
 from .verify import Finding, Verification, verify
 
 __version__ = "0.1.0"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from .errors import UntiedError
-from .layers import Untied, untied_layers
+from .layers.layer import Untied, untied_layers
 from .metrics import weight_angles
-from .mirror import MirroredKolenPollack
-from .routes import Place
-from .rule import Rule, Visit
+from .routes.route import Place
+from .rules.mirror import MirroredKolenPollack
+from .rules.rule import Rule, Visit
 
 __all__ = ["mirror_"]
 

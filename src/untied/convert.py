@@ -15,18 +15,18 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import attention as _attention  # noqa: F401 (it registers its layers)
-from . import foreign, offers
 from .errors import UntiedError, shown
 from .geometry import DENSE, Geometry
 from .initial import Init, angle_of, initial, like_weight
-from .layers import LAYERS, OF_A_RECORDING, Untied, beside_name, check_model, untied_layers
+from .layers import attention as _attention  # noqa: F401 (it registers its layers)
+from .layers import foreign, offers
+from .layers.layer import LAYERS, OF_A_RECORDING, Untied, beside_name, check_model, untied_layers
+from .layers.products import Allow, allowed, unwatch, watch
 from .parametrized import identity, leaves, made_kernel, plain_type, rebase, remove_backward
-from .primitives import Combination, Primitive
-from .products import Allow, allowed, unwatch, watch
-from .routes import Place
-from .rule import Rule
+from .primitives.primitive import Combination, Primitive
+from .routes.route import Place
 from .rules import as_rule
+from .rules.rule import Rule
 
 __all__ = ["Report", "like_weight", "tie_", "untie_"]
 

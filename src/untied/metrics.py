@@ -28,14 +28,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .broadcast import broadcasting
-from .call import Call, Listener
 from .errors import UntiedError
-from .layers import Untied, untied_layers
+from .layers.layer import Untied, untied_layers
 from .parametrized import leaves
 from .recording import listening
-from .rule import Visit
-from .transport import Backpropagation
+from .rules.broadcast import broadcasting
+from .rules.call import Call, Listener
+from .rules.rule import Visit
+from .rules.transport import Backpropagation
 
 __all__ = [
     "AlignmentTable", "LayerAlignment", "angle", "gradient_angle", "measure", "norm_ratios",

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import audit, foreign
-from .broadcast import broadcasting
-from .call import Listener
 from .errors import UntiedError
-from .layers import Untied, untied_layers
-from .outermost import is_outermost
+from .layers import foreign
+from .layers.layer import Untied, untied_layers
+from .layers.outermost import is_outermost
 from .parametrized import read_kernel
-from .rule import Visit
-from .tape import Tape
+from .rules.broadcast import broadcasting
+from .rules.call import Listener
+from .rules.rule import Visit
+from .tape import audit
+from .tape.tape import Tape
 
 __all__ = ["listening", "record"]
 

@@ -7,9 +7,9 @@ wherever a coefficient's number does.
 
 from __future__ import annotations
 
-from .coefficients import Coefficient, Composed, Schedule, coefficient_text, multiply, value
-from .courses import SCHEDULES, Exponential, Linear, Steps, Triangular
-from .reading import parse_coefficient as parse
+from .coefficients.coefficient import Coefficient, Composed, Schedule, coefficient_text, multiply, value
+from .coefficients.courses import SCHEDULES, Exponential, Linear, Steps, Triangular
+from .coefficients.reading import parse_coefficient as parse
 
 __all__ = [
     "SCHEDULES", "Coefficient", "Composed", "Exponential", "Linear", "Schedule", "Steps", "Triangular",

@@ -10,6 +10,6 @@ B's own slow dynamics do the averaging.
 
 from __future__ import annotations
 
-from .coefficients import STATISTICS, Statistic, mean_power, power
+from .coefficients.coefficient import STATISTICS, Statistic, mean_power, power
 
 __all__ = ["STATISTICS", "Statistic", "mean_power", "power"]

@@ -1,7 +1,7 @@
 """`verify` says by numbers, knowing no class, what a network's errors go through and what moves each B.
 
 Legend: g the gradient of the task loss under the untied network; "plain" the same network under backpropagation;
-"oracle" the same by the constructions of `untied.oracle`, in plain operations.
+"oracle" the same by the constructions of `untied.layers.oracle`, in plain operations.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .call import Call
 from .errors import UntiedError
-from .layers import Untied, backward_name, untied_layers
-from .oracle import Sent, connecting, plainly
+from .layers.layer import Untied, backward_name, untied_layers
+from .layers.oracle import Sent, connecting, plainly
+from .layers.products import Products, unwatch
 from .parametrized import leaves
-from .products import Products, unwatch
 from .recording import listening, record, visit
+from .rules.call import Call
 
 __all__ = ["Finding", "Verification", "verify"]
 

@@ -15,14 +15,14 @@ from torch import nn
 
 import untied
 from untied import UntiedError
-from untied.lab import bench as module
-from untied.lab.bench import _counted, again, bench
 from untied.lab.cli import main
-from untied.lab.config import OptimizerConfig
-from untied.lab.memory import Held
-from untied.lab.record import RunFolder
+from untied.lab.experiments import bench as module
+from untied.lab.experiments.bench import _counted, again, bench
+from untied.lab.keeping.record import RunFolder
+from untied.lab.measuring.memory import Held
+from untied.lab.measuring.timing import Clock, Parts, Step, interleaved, plain_step, untied_step
 from untied.lab.settings.bench import BenchConfig
-from untied.lab.timing import Clock, Parts, Step, interleaved, plain_step, untied_step
+from untied.lab.settings.config import OptimizerConfig
 from untied.rules import counted_cost, parse
 
 

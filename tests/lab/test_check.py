@@ -6,11 +6,11 @@ import pytest
 from torch import Tensor, nn
 
 import untied
-from untied.lab.check import verdict
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
-from untied.lab.loop import dataset
+from untied.lab.experiments.check import verdict
 from untied.lab.tasks import make
+from untied.lab.training.loop import dataset
 
 
 def test_a_network_is_verified(capsys: pytest.CaptureFixture[str]) -> None:

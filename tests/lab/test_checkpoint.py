@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from runs import command, silent, small, state
 from untied.errors import UntiedError
-from untied.lab import checkpoint, train
-from untied.lab.checkpoint import Position
-from untied.lab.config import OptimizerConfig, optimizer_names
-from untied.lab.evaluate import evaluate_run, export
-from untied.lab.loop import LAST, Run
-from untied.lab.record import RunFolder
+from untied.lab.experiments import train
+from untied.lab.experiments.evaluate import evaluate_run, export
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import OptimizerConfig, optimizer_names
+from untied.lab.training import checkpoint
+from untied.lab.training.checkpoint import Position
+from untied.lab.training.loop import LAST, Run
 
 
 @pytest.fixture

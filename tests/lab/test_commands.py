@@ -12,15 +12,15 @@ from runs import Page
 from untied.errors import UntiedError
 from untied.lab.cli import main
 from untied.lab.commands import maker, makers, of_version_0_1
-from untied.lab.config import CompareConfig, TrainConfig
-from untied.lab.listing import moves
-from untied.lab.record import RunFolder
-from untied.lab.report import PAPER
+from untied.lab.keeping.record import RunFolder
+from untied.lab.rules.signs import FROZEN
 from untied.lab.settings.bench import BenchConfig
+from untied.lab.settings.config import CompareConfig, TrainConfig
 from untied.lab.settings.diagnose import DiagnoseConfig
 from untied.lab.settings.dynamics import DynamicsConfig
 from untied.lab.settings.neural import NeuralConfig
-from untied.lab.signs import FROZEN
+from untied.lab.showing.listing import moves
+from untied.lab.showing.report import PAPER
 from untied.lab.study.config import KINDS
 from untied.rules import taxonomy
 

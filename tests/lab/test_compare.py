@@ -18,9 +18,12 @@ from rich.console import Console
 
 import untied
 from untied.errors import UntiedError
-from untied.lab import compare as module
-from untied.lab.compare import again, compare, resume
-from untied.lab.config import (
+from untied.lab.data import DataConfig
+from untied.lab.experiments import compare as module
+from untied.lab.experiments.compare import again, compare, resume
+from untied.lab.keeping.record import RunFolder
+from untied.lab.reading.fields import read_yaml
+from untied.lab.settings.config import (
     DEFINED,
     PRESETS,
     CompareConfig,
@@ -30,10 +33,7 @@ from untied.lab.config import (
     label,
     parse_entry,
 )
-from untied.lab.data import DataConfig
-from untied.lab.loop import NotFinite, dataset, network
-from untied.lab.reading import read_yaml
-from untied.lab.record import RunFolder
+from untied.lab.training.loop import NotFinite, dataset, network
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=120, batch_size=16)
 
@@ -129,9 +129,9 @@ def test_a_report_can_be_written_again(finished: RunFolder) -> None:
 
 def test_tuning_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    evaluate = untied.lab.loop.evaluate
+    evaluate = untied.lab.training.loop.evaluate
     monkeypatch.setattr(
-        untied.lab.loop,
+        untied.lab.training.loop,
         "evaluate",
         lambda model, loader, *rest: seen.append(loader) or evaluate(model, loader, *rest),
     )
@@ -410,7 +410,7 @@ def test_a_frozen_network_is_the_baseline(tmp_path: Path) -> None:
 
 
 def test_a_rule_with_every_is_timed_over_its_period(tmp_path: Path) -> None:
-    from untied.lab.timing import step_costs
+    from untied.lab.measuring.timing import step_costs
 
     costs = step_costs(small(tmp_path, "aa()", "aa(every=3)", timing_steps=3))
     assert set(costs) == {"aa()", "aa(every=3)"} and min(costs.values()) > 0

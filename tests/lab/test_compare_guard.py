@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from untied.errors import UntiedError
-from untied.lab.compare import raise_failure
+from untied.lab.experiments.compare import raise_failure
 
 
 def test_workers_that_do_not_start_point_to_the_main_guard() -> None:

@@ -16,11 +16,11 @@ from torch import nn
 import untied
 from cases import small_batch, small_net
 from untied.errors import UntiedError
-from untied.lab.config import DeviceConfig, OptimizerConfig
-from untied.lab.devices import fabric_of, full, single_device, unsharded
-from untied.lab.optim import Optimizers
-from untied.lab.step import Objective, Phase, training_step
-from untied.lab.sync_batch_norm import synchronised
+from untied.lab.devices.devices import fabric_of, full, single_device, unsharded
+from untied.lab.devices.sync_batch_norm import synchronised
+from untied.lab.settings.config import DeviceConfig, OptimizerConfig
+from untied.lab.training.optim import Optimizers
+from untied.lab.training.step import Objective, Phase, training_step
 
 N = 8
 PHASES = {"both": Phase(), "task alone": Phase(align=0.0), "align alone": Phase(task=0.0), "weighted": Phase(0.5, 2.0)}

@@ -15,9 +15,9 @@ import untied
 from runs import Page
 from untied.dynamics import layer, time_constant
 from untied.lab.cli import main
-from untied.lab.config import OptimizerConfig
-from untied.lab.diagnose import Diagnosis, diagnosis, regime, rich_table, suggestion, three
-from untied.lab.probe import Probe, probed, spread
+from untied.lab.experiments.diagnose import Diagnosis, diagnosis, regime, rich_table, suggestion, three
+from untied.lab.measuring.probe import Probe, probed, spread
+from untied.lab.settings.config import OptimizerConfig
 from untied.metrics import angle
 from untied.rules import Alignment, parse
 

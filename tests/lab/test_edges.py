@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from untied.errors import UntiedError
-from untied.lab import checkpoint
-from untied.lab.checkpoint import Position
-from untied.lab.config import OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.data import DataConfig
 from untied.lab.data.folders import list_images
 from untied.lab.data.pixels import rgb
 from untied.lab.data.shards import read_index
-from untied.lab.edges import check_archive, expect_file, load_yaml, printable
-from untied.lab.loop import same_run
-from untied.lab.loop import settings as settings_of
+from untied.lab.reading.edges import check_archive, expect_file, load_yaml, printable
+from untied.lab.settings.config import OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.training import checkpoint
+from untied.lab.training.checkpoint import Position
+from untied.lab.training.loop import same_run
+from untied.lab.training.loop import settings as settings_of
 from untied.rules import parse
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,7 +136,7 @@ def test_pipes_and_links_are_named(tmp_path: Path) -> None:
 def test_a_dollar_in_a_label_is_a_dollar(tmp_path: Path) -> None:
     import matplotlib
 
-    from untied.lab.plots import STYLE, Figure
+    from untied.lab.showing.plots import STYLE, Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure()

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 import untied
 from runs import pictures, silent, small, state
 from untied.errors import UntiedError
-from untied.lab import train
 from untied.lab.data import DataConfig
-from untied.lab.evaluate import evaluate_run, export, load_run, stock_model
-from untied.lab.loop import LAST, dataset, network
-from untied.lab.record import RunFolder
+from untied.lab.experiments import train
+from untied.lab.experiments.evaluate import evaluate_run, export, load_run, stock_model
+from untied.lab.keeping.record import RunFolder
+from untied.lab.training.loop import LAST, dataset, network
 
 PICTURES = DataConfig("synthetic", synthetic_shape=(3, 16, 16), synthetic_classes=7, synthetic_count=70, batch_size=14)
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 import untied
 from runs import silent, small
 from untied import UntiedError, lab
-from untied.lab import exported, train
 from untied.lab.data import DataConfig
-from untied.lab.evaluate import export, load_run
+from untied.lab.experiments import exported, train
+from untied.lab.experiments.evaluate import export, load_run
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=15)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from untied.lab.findings import captions, finding, listed
-from untied.lab.signs import FROZEN
+from untied.lab.rules.signs import FROZEN
+from untied.lab.showing.findings import captions, finding, listed
 
 SEVERAL = ("mean", "band", "±", "seeds", "deviation", "a seed", "first seed")
 

@@ -11,10 +11,10 @@ import pytest
 
 from untied.lab.cli import main
 from untied.lab.commands import NAMES
-from untied.lab.recipes import recipes
+from untied.lab.settings.recipes import recipes
 
 LAB = Path(__file__).resolve().parents[2] / "src/untied/lab"
-FILES = [*LAB.glob("settings/*.py"), *LAB.glob("commands/*.py"), *LAB.glob("**/config.py")]
+FILES = sorted({*LAB.glob("settings/*.py"), *LAB.glob("commands/*.py"), *LAB.glob("**/config.py")})
 OPENINGS = {"The", "A", "An", "How", "Whether", "Which", "What", "Where", "When", "After", "Half", "Your"}
 """How a sentence may begin that says what a setting is: "The seed of initial weights." "How many epochs there are." """
 VERBS = re.compile(

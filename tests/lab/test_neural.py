@@ -25,6 +25,8 @@ from runs import silent, small
 from untied.errors import UntiedError
 from untied.lab.cli import main
 from untied.lab.data import DataConfig, load
+from untied.lab.experiments.train import train
+from untied.lab.keeping.record import RunFolder
 from untied.lab.models import build
 from untied.lab.neural import command, convert, fits, rsa, summary
 from untied.lab.neural.command import neural
@@ -37,9 +39,7 @@ from untied.lab.neural.preprocess import Prepared, as_trained, prepare
 from untied.lab.neural.recording import Recording, of_arrays, read, write
 from untied.lab.neural.scores import corrected, median, pearson, sem, split_half, test_retest
 from untied.lab.neural.splits import folds, splits
-from untied.lab.record import RunFolder
 from untied.lab.settings.neural import NeuralConfig, Settings
-from untied.lab.train import train
 
 test_retest.__test__ = False  # type: ignore[attr-defined]  # a reliability, not a test
 RANDOM = np.random.default_rng(0)
@@ -611,8 +611,8 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same(
 
 
 def test_a_comparison_is_as_many_runs(small_file: Path, tmp_path: Path) -> None:
-    from untied.lab.compare import compare
-    from untied.lab.config import CompareConfig
+    from untied.lab.experiments.compare import compare
+    from untied.lab.settings.config import CompareConfig
 
     data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12,
                       validation=0.2)  # fmt: skip

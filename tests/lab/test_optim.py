@@ -13,10 +13,10 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig, PhaseConfig
-from untied.lab.optim import Optimizers, argument, factor
-from untied.lab.phases import Plan
-from untied.lab.step import Objective, Phase, training_step
+from untied.lab.settings.config import OptimizerConfig, PhaseConfig
+from untied.lab.training.optim import Optimizers, argument, factor
+from untied.lab.training.phases import Plan
+from untied.lab.training.step import Objective, Phase, training_step
 from untied.schedules import value
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)

@@ -10,11 +10,11 @@ import torch
 
 import untied
 from untied.errors import UntiedError
-from untied.lab import own
 from untied.lab.cli import main
 from untied.lab.data import DataConfig, load
+from untied.lab.keeping.record import RunFolder
 from untied.lab.models import build
-from untied.lab.record import RunFolder
+from untied.lab.reading import own
 
 NETS = """
 import torch

@@ -10,12 +10,12 @@ import torch
 
 from runs import small
 from untied.errors import UntiedError
-from untied.lab import loop
-from untied.lab.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
 from untied.lab.data import DataConfig
-from untied.lab.loop import Run
-from untied.lab.phases import Plan
-from untied.lab.step import Phase
+from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
+from untied.lab.training import loop
+from untied.lab.training.loop import Run
+from untied.lab.training.phases import Plan
+from untied.lab.training.step import Phase
 from untied.rules import parse
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from untied.errors import UntiedError
-from untied.lab import processes
-from untied.lab.processes import LOCK, Lock, here, is_gone
+from untied.lab.keeping import processes
+from untied.lab.keeping.processes import LOCK, Lock, here, is_gone
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
-NAMED = "import json; from untied.lab.processes import here; print(json.dumps(here()), flush=True); input()"
+NAMED = "import json; from untied.lab.keeping.processes import here; print(json.dumps(here()), flush=True); input()"
 HOLDS = """
 import sys
 from pathlib import Path
 from untied.errors import UntiedError
-from untied.lab.processes import Lock
+from untied.lab.keeping.processes import Lock
 print("ready", flush=True)
 input()
 try:

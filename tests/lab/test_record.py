@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from untied import UntiedError
-from untied.lab import processes, record
-from untied.lab.environment import environment
-from untied.lab.record import RunFolder, file_name, plain, write_atomically
+from untied.lab.keeping import processes, record
+from untied.lab.keeping.environment import environment
+from untied.lab.keeping.record import RunFolder, file_name, plain, write_atomically
 
 
 @dataclass(frozen=True)

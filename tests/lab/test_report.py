@@ -20,14 +20,15 @@ from rich.console import Console
 
 from runs import Page, silent
 from untied import UntiedError
-from untied.lab import diagnose, plots, report
 from untied.lab.commands import makers
-from untied.lab.compare import finish
-from untied.lab.config import CompareConfig
-from untied.lab.findings import Words, captions, finding
+from untied.lab.experiments import diagnose
+from untied.lab.experiments.compare import finish
+from untied.lab.keeping.record import RunFolder
 from untied.lab.neural.figures import FLOORS
-from untied.lab.record import RunFolder
-from untied.lab.signs import FROZEN
+from untied.lab.rules.signs import FROZEN
+from untied.lab.settings.config import CompareConfig
+from untied.lab.showing import plots, report
+from untied.lab.showing.findings import Words, captions, finding
 from untied.lab.study import figures as studies
 from untied.lab.tasks.metric import Metric
 from untied.rules import NAMED
@@ -478,7 +479,7 @@ def test_the_documentation_is_on_the_packages_site_or_in_the_checkout(
     monkeypatch.setattr(report.importlib.metadata, "metadata", lambda name: described)
     assert report.documentation(tmp_path, "dynamics") == ("https://example.org/untied/theory.html", "theory")
     monkeypatch.undo()
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "a/b/c/d.py"))  # installed, and the package names no site
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "a/b/c/d/e.py"))  # installed, and the package names no site
     assert report.documentation(tmp_path, "dynamics") == ("", "docs/theory.md")
     run = RunFolder.create(tmp_path / "run", Config())
     assert "docs/index.md of the documentation" in page_of(run).text

@@ -16,12 +16,13 @@ import torch
 
 from runs import WORDS, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
-from untied.lab import loop, train
-from untied.lab.config import OptimizerConfig, PhaseConfig, TrainConfig
 from untied.lab.console import stopping
 from untied.lab.data import DataConfig
-from untied.lab.loop import Run, Stopped
-from untied.lab.record import RunFolder
+from untied.lab.experiments import train
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.training import loop
+from untied.lab.training.loop import Run, Stopped
 
 ADAM = OptimizerConfig("Adam", lr=0.01)
 NOISY = OptimizerConfig(lr=0.05, noise=0.1, clip=1.0)

@@ -23,10 +23,12 @@ import numpy as np
 import pytest
 import torch
 
-from untied.lab import arguments, cli, commands, loop, models, own
+from untied.lab import arguments, cli, commands, models
 from untied.lab.cli import main
 from untied.lab.neural.recording import write
-from untied.lab.recipes import recipes
+from untied.lab.reading import own
+from untied.lab.settings.recipes import recipes
+from untied.lab.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -193,7 +195,7 @@ def configuration(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def recipe(name: str) -> Any:
     """A recipe, as untied train takes it."""
-    from untied.lab.recipes import recipe
+    from untied.lab.settings.recipes import recipe
 
     return recipe(name)
 

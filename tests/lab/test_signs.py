@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import untied
-from untied.lab import report
-from untied.lab.signs import Frozen, freeze, looks, marks, table, trained_as
-from untied.lab.tables import cells, csv_table, heads
+from untied.lab.rules.signs import Frozen, freeze, looks, marks, table, trained_as
+from untied.lab.showing import report
+from untied.lab.showing.tables import cells, csv_table, heads
 from untied.rules import parse
 
 
@@ -115,9 +115,9 @@ def test_the_page_has_a_table_of_them() -> None:
 
 def test_the_angle_is_looked_at_over_batches_where_validation_is_one() -> None:
     """As on the digits: 269 images in one batch of up to 500."""
-    from untied.lab.config import TrainConfig
     from untied.lab.data import DataConfig
-    from untied.lab.loop import Run
+    from untied.lab.settings.config import TrainConfig
+    from untied.lab.training.loop import Run
 
     run = Run(TrainConfig(rule="fa", model="mlp-8", epochs=1, data=DataConfig("digits")))
     assert run.train(lambda metrics: None)["gradient_angle_std"] > 0

@@ -12,11 +12,11 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
 from untied.lab.data import DataConfig
-from untied.lab.loop import train
-from untied.lab.optim import Optimizers, factor, rings, time_constant
-from untied.lab.step import NotFinite, Objective, Phase, training_step
+from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.training.loop import train
+from untied.lab.training.optim import Optimizers, factor, rings, time_constant
+from untied.lab.training.step import NotFinite, Objective, Phase, training_step
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0)
 

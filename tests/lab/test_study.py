@@ -15,9 +15,9 @@ from rich.console import Console
 
 from runs import DATA, silent, small
 from untied.errors import UntiedError
-from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
-from untied.lab.secrets import without_password
+from untied.lab.reading.secrets import without_password
+from untied.lab.settings.config import TrainConfig
 from untied.lab.study import report
 from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig, entrant
 from untied.lab.study.queue import Queue

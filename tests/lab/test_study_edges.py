@@ -17,12 +17,12 @@ from sqlalchemy import text
 
 from runs import DATA, command, pictures, silent, small, state, until
 from untied.errors import UntiedError
-from untied.lab import record
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
-from untied.lab.devices import single_device
-from untied.lab.processes import here, is_gone
-from untied.lab.secrets import without_password
+from untied.lab.devices.devices import single_device
+from untied.lab.keeping import record
+from untied.lab.keeping.processes import here, is_gone
+from untied.lab.reading.secrets import without_password
 from untied.lab.study import gpus, report
 from untied.lab.study import queue as queues
 from untied.lab.study import run as studies
@@ -368,7 +368,8 @@ def test_workers_end_with_their_supervisor(tmp_path):
     while not is_gone(trial.user_attrs["worker"]):
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert study.get_trials()[trial.number].user_attrs["released"]
+    [same] = [t for t in study.get_trials() if t.number == trial.number]
+    assert same.user_attrs["released"]
 
 
 def test_ctrl_c_while_the_database_is_away_ends_it(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
@@ -22,15 +23,15 @@ from rich.console import Console
 from runs import command, silent
 from servers import Server, Wire, mysql, postgresql
 from untied.errors import UntiedError
-from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig
-from untied.lab.loop import Run, Stopped
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import TrainConfig
 from untied.lab.study.config import CHANGEABLE, TransferConfig
 from untied.lab.study.queue import Queue
 from untied.lab.study.recover import recover
 from untied.lab.study.run import finish, named, open_folder, run
 from untied.lab.study.storage import create, load, open_storage
+from untied.lab.training.loop import Run, Stopped
 
 EPOCHS = 150
 
@@ -54,6 +55,12 @@ def until(so: Callable[[], Any], what: str, seconds: float = 240) -> Any:
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
     return found
+
+
+def numbered(study: optuna.Study, number: int) -> FrozenTrial:
+    """An attempt by its number: a study lists attempts by the place of their runs."""
+    [trial] = [trial for trial in study.get_trials() if trial.number == number]
+    return trial
 
 
 @pytest.mark.slow
@@ -99,15 +106,13 @@ def test_a_killed_worker_and_one_without_its_database(
             if (trial := run_of(workers[3])) is None:
                 return None
             shaky.cut()
-            if study.get_trials()[trial.number].state == TrialState.RUNNING:
+            if numbered(study, trial.number).state == TrialState.RUNNING:
                 return trial
             shaky.mend()
             return None
 
         cut = until(interrupted, "the fourth worker trains")
-        until(
-            lambda: study.get_trials()[cut.number].state == TrialState.FAIL, "the silent worker's run is taken from it"
-        )
+        until(lambda: numbered(study, cut.number).state == TrialState.FAIL, "the silent worker's run is taken from it")
         shaky.mend()
         for worker in workers[1:]:
             said, wrong = worker.communicate(timeout=300)

@@ -23,7 +23,7 @@ from runs import DATA, silent, small, state
 from untied.errors import UntiedError
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
-from untied.lab.secrets import redacted
+from untied.lab.reading.secrets import redacted
 from untied.lab.study import worker as workers
 from untied.lab.study.config import SearchConfig, TransferConfig
 from untied.lab.study.journal import Journal

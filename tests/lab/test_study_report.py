@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from runs import Page
-from untied.lab import plots, writers
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
+from untied.lab.showing import plots, writers
 from untied.lab.study import report
 from untied.lab.study.space import Space, space
 

@@ -17,12 +17,12 @@ import untied
 from runs import small
 from untied.errors import UntiedError
 from untied.lab.cli import main
-from untied.lab.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
 from untied.lab.data import DataConfig
-from untied.lab.learners import learner
-from untied.lab.loop import Run, dataset, network, plain_network
+from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.training.learners import learner
+from untied.lab.training.loop import Run, dataset, network, plain_network
 from untied.rules import NAMED, parse
-from untied.targets import KINDS, TargetPropagation
+from untied.targets.propagation import KINDS, TargetPropagation
 
 
 class Operations(TorchDispatchMode):

@@ -11,17 +11,18 @@ import torch
 from torch.utils.data import TensorDataset
 
 from untied.errors import UntiedError
-from untied.lab import own, tasks
+from untied.lab import tasks
 from untied.lab.cli import main
-from untied.lab.config import TrainConfig
 from untied.lab.data import DataConfig, load
 from untied.lab.data.items import Part, from_parts
 from untied.lab.data.series import mackey_glass
-from untied.lab.loop import train
+from untied.lab.keeping.record import RunFolder
 from untied.lab.models import build
-from untied.lab.record import RunFolder
+from untied.lab.reading import own
+from untied.lab.settings.config import TrainConfig
 from untied.lab.tasks import Autoencoding, Classification, MultiLabel, NextToken, Regression
 from untied.lab.tasks.trees import chunks, finite, first, size
+from untied.lab.training.loop import train
 
 
 def scores(task: tasks.Task, outputs: torch.Tensor, targets: torch.Tensor, parts: int = 3) -> dict[str, float]:
@@ -294,7 +295,7 @@ def test_what_does_not_fit_is_said_before_training(
 
 
 def test_a_task_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    from untied.lab.loop import Run, Stopped
+    from untied.lab.training.loop import Run, Stopped
 
     config = TrainConfig(rule="sa", model="mlp-8", data=DataConfig("series", batch_size=256, validation=0.2), epochs=2)
     whole: list[dict] = []

@@ -13,10 +13,11 @@ import pytest
 
 from runs import WORDS, command, silent, small
 from untied.errors import UntiedError
-from untied.lab import tracking, train
-from untied.lab.loop import Run
-from untied.lab.record import RunFolder
-from untied.lab.tracking import flat, numbers, trackers
+from untied.lab.experiments import train
+from untied.lab.keeping.record import RunFolder
+from untied.lab.training import tracking
+from untied.lab.training.loop import Run
+from untied.lab.training.tracking import flat, numbers, trackers
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from runs import WORDS, pictures, silent, small
 from untied.errors import UntiedError
-from untied.lab import train
 from untied.lab.cli import main
-from untied.lab.config import DeviceConfig, OptimizerConfig, PhaseConfig
 from untied.lab.data import DataConfig
-from untied.lab.record import RunFolder
-from untied.lab.step import Objective
+from untied.lab.experiments import train
+from untied.lab.keeping.record import RunFolder
+from untied.lab.settings.config import DeviceConfig, OptimizerConfig, PhaseConfig
+from untied.lab.training.step import Objective
 
 PICTURES = DataConfig("synthetic", synthetic_shape=(3, 8, 8), synthetic_classes=3, synthetic_count=60, batch_size=12)
 

@@ -7,11 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..algebra import Alignment
 from ..errors import UntiedError
-from ..primitives import Combination, Primitive
-from ..rule import Rule
+from ..primitives.primitive import Combination, Primitive
 from ..rules import as_rule
+from ..rules.algebra import Alignment
+from ..rules.rule import Rule
 
 __all__ = ["Given", "covered", "double"]
 

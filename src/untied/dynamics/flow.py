@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..algebra import Alignment
 from ..errors import UntiedError
 from ..geometry import DENSE
-from ..polynomials import TOLERANCE, common_zeros, evaluate, interpolate
-from ..primitives import PRIMITIVES
-from ..signals import Signals
+from ..operations.signals import Signals
+from ..primitives.primitive import PRIMITIVES
+from ..rules.algebra import Alignment
 from .covered import Given, covered, double
+from .polynomials import TOLERANCE, common_zeros, evaluate, interpolate
 
 __all__ = ["REGIMES", "FixedPoint", "ScalarDynamics", "scalar"]
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algebra import Alignment
 from ..errors import UntiedError
 from ..geometry import DENSE
 from ..metrics import angle
-from ..polynomials import ROUNDING, TOLERANCE
-from ..primitives import Leak
-from ..signals import Signals
+from ..operations.signals import Signals
+from ..primitives.primitive import Leak
+from ..rules.algebra import Alignment
 from .covered import Given, covered, double
+from .polynomials import ROUNDING, TOLERANCE
 
 __all__ = ["LayerDynamics", "layer"]
 

@@ -10,9 +10,10 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
+from untied.layers.groups import parameter_groups
+from untied.layers.layer import beside_name, untied_layers
+
 from ..errors import UntiedError
-from ..groups import parameter_groups
-from ..layers import beside_name, untied_layers
 from ..recording import record
 
 __all__ = ["UntiedTrainerMixin"]

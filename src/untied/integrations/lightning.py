@@ -14,12 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from untied.layers.groups import parameter_groups
+from untied.layers.layer import untied_layers
+from untied.tape.tape import Tape
+
 from .. import metrics
 from ..errors import UntiedError
-from ..groups import parameter_groups
-from ..layers import untied_layers
 from ..recording import record
-from ..tape import Tape
 
 __all__ = ["UntiedCallback", "UntiedMixin"]
 

@@ -27,13 +27,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from untied.errors import UntiedError
-from untied.lab import own
-from untied.lab.config import CompareConfig, TrainConfig, label
-from untied.lab.reading import from_mapping
-from untied.lab.recipes import over
-from untied.lab.record import RunFolder, plain
-from untied.lab.tables import markdown_table
-from untied.rule import Rule
+from untied.lab.keeping.record import RunFolder, plain
+from untied.lab.reading import own
+from untied.lab.reading.fields import from_mapping
+from untied.lab.settings.config import CompareConfig, TrainConfig, label
+from untied.lab.settings.recipes import over
+from untied.lab.showing.tables import markdown_table
+from untied.rules.rule import Rule
 
 __all__ = ["Compared", "Figure", "Result", "Searched", "Trained", "compare", "open_run", "search", "train"]
 
@@ -104,7 +104,7 @@ class Compared(Result):
         Raises:
             UntiedError: no such run has finished.
         """
-        from untied.lab.compare import weights_name
+        from untied.lab.experiments.compare import weights_name
 
         config = from_mapping(CompareConfig, self.folder.config(), f"config of {self.path}")
         entry = next((e for e in config.rules if rule in (e, label(e))), rule)
@@ -134,7 +134,7 @@ class Trained(Result):
     @cached_property
     def model(self) -> nn.Module:
         """The trained network, untied, on the CPU. `untied.tie_` makes it plain."""
-        from untied.lab.evaluate import load_run
+        from untied.lab.experiments.evaluate import load_run
 
         return load_run(self.path, "last")[0]
 
@@ -179,8 +179,8 @@ def compare(
         rules: texts or `untied.rules.Rule` objects.
         model: see `Model`. data: see `Data`. batch_size: examples in a training step.
         quiet: print nothing.
-        settings: fields of `untied.lab.config.CompareConfig`; runs are trained in this process unless ``workers`` says
-            otherwise.
+        settings: fields of `untied.lab.settings.config.CompareConfig`; runs are trained in this process unless
+            ``workers`` says otherwise.
 
     Raises:
         UntiedError: as the command does, before anything is trained.
@@ -194,7 +194,7 @@ def compare(
         >>> [row["rule"] for row in result.rows]
         ['bp', 'fa']
     """
-    from untied.lab.compare import compare as command
+    from untied.lab.experiments.compare import compare as command
 
     texts = {} if rules is None else {"rules": [str(rule) for rule in rules]}
     values = {"workers": 0} | texts | named(model, data, batch_size, CompareConfig().data) | settings
@@ -210,12 +210,12 @@ def train(
     Args:
         rule: a text or a `untied.rules.Rule`. model: see `Model`. data: see `Data`. batch_size: examples in a step.
         quiet: print nothing.
-        settings: fields of `untied.lab.config.TrainConfig`.
+        settings: fields of `untied.lab.settings.config.TrainConfig`.
 
     Raises:
         UntiedError: as the command does, before anything is trained.
     """
-    from untied.lab.train import train as command
+    from untied.lab.experiments.train import train as command
 
     text = {} if rule is None else {"rule": str(rule)}
     values = text | named(model, data, batch_size, TrainConfig().data) | settings
@@ -232,7 +232,7 @@ def search(
         space: wm, wm-adaptive, wm-operations, ia, or a YAML file.
         model: see `Model`. data: see `Data`. batch_size: examples in a step.
         quiet: print nothing.
-        run: fields of `untied.lab.config.TrainConfig` that all runs have in common.
+        run: fields of `untied.lab.settings.config.TrainConfig` that all runs have in common.
         settings: fields of `untied.lab.study.config.SearchConfig`.
 
     Raises:

@@ -19,9 +19,9 @@ import tyro
 import yaml
 
 from untied.errors import UntiedError
-from untied.lab.helptext import print_help
-from untied.lab.reading import is_rare, nested_config, read_yaml, set_in, settings_of
-from untied.lab.record import plain
+from untied.lab.keeping.record import plain
+from untied.lab.reading.fields import is_rare, nested_config, read_yaml, set_in, settings_of
+from untied.lab.showing.helptext import print_help
 
 __all__ = ["columns", "flags_of", "last_read", "read_config", "take_option"]
 

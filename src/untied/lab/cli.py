@@ -14,10 +14,11 @@ import torch
 
 import untied
 from untied.errors import UntiedError
-from untied.lab import arguments, commands, crash
+from untied.lab import arguments, commands
 from untied.lab.completion import completion
-from untied.lab.edges import expect_variables
-from untied.lab.secrets import redacted
+from untied.lab.keeping import crash
+from untied.lab.reading.edges import expect_variables
+from untied.lab.reading.secrets import redacted
 from untied_usage import usage
 
 __all__ = ["main"]

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..call import Call
 from ..convert import tie_, untie_
-from ..layers import Untied, untied_layers
-from ..oracle import connecting, straight_through
+from ..layers.layer import Untied, untied_layers
+from ..layers.oracle import connecting, straight_through
 from ..recording import listening, record
+from ..rules.call import Call
 from .readable import PROGRESS, assert_close, assert_R_is_readable
 
 __all__ = ["LayerTests"]
@@ -88,7 +88,7 @@ class LayerTests:
     # What it computes
 
     def test_errors_go_through_B(self) -> None:
-        """All gradients against `untied.oracle.straight_through`, which shares nothing with the untied operation."""
+        """All gradients against `untied.layers.oracle.straight_through`, which shares nothing with the layer's code."""
         layer, inputs = self._untied("kp")
         ours = self._gradients(layer, inputs)
         with connecting(untied_layers(layer), straight_through):

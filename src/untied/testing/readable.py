@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call import Call
-from ..layers import Untied
+from ..layers.layer import Untied
+from ..operations.signals import Signals
 from ..recording import listening, record
-from ..signals import Signals
+from ..rules.call import Call
 
 __all__ = ["Readable", "assert_R_is_readable"]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..convert import tie_, untie_
-from ..layers import untied_layers
+from ..layers.layer import untied_layers
 from ..recording import record
-from ..rule import Rule
 from ..rules import as_rule, parse
+from ..rules.rule import Rule
 from ..verify import verify
 from .readable import PROGRESS, assert_close, assert_R_is_readable
 
@@ -132,7 +132,7 @@ class RuleTests:
     # What it does
 
     def test_errors_go_through_B(self) -> None:
-        """By number, against `untied.oracle`, whose constructions share nothing with the untied operation."""
+        """By number, against `untied.layers.oracle`, whose constructions share nothing with the untied operation."""
         model, (x, labels) = self._untied(), self.batch()
         verify(model, lambda m: F.cross_entropy(m(x), labels), targets=labels, strict=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from untied.errors import UntiedError
-from untied.lab.record import RunFolder
+from untied.lab.keeping.record import RunFolder
 from untied_usage import commands
 
 __all__ = ["NAMES", "Command", "again", "command", "maker", "makers"]

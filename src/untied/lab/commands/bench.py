@@ -11,13 +11,13 @@ from untied.lab.settings.bench import BenchConfig
 def run(words: list[str]) -> int:
     """Read the settings, and do it."""
     config = read_config(BenchConfig, words, "untied bench")
-    from untied.lab.bench import bench
+    from untied.lab.experiments.bench import bench
 
     return bench(config)
 
 
 def again(path: Path) -> int:
     """Write a folder's tables, figures and page again."""
-    from untied.lab.bench import again as write
+    from untied.lab.experiments.bench import again as write
 
     return write(path)

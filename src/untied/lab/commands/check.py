@@ -9,6 +9,6 @@ from untied.lab.settings.check import CheckConfig
 def run(words: list[str]) -> int:
     """Read the settings, and look."""
     config = read_config(CheckConfig, words, "untied check")
-    from untied.lab.check import check
+    from untied.lab.experiments.check import check
 
     return check(config)

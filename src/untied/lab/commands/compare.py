@@ -6,7 +6,7 @@ from pathlib import Path
 
 from untied.errors import UntiedError
 from untied.lab.arguments import read_config, take_option
-from untied.lab.config import CompareConfig
+from untied.lab.settings.config import CompareConfig
 
 
 def run(words: list[str]) -> int:
@@ -15,13 +15,13 @@ def run(words: list[str]) -> int:
     if before is not None and words:
         raise UntiedError(f"--resume goes on with the comparison's own configuration: leave out {words[0]}")
     config = None if before is not None else read_config(CompareConfig, words, "untied compare")
-    from untied.lab.compare import compare, resume  # here, as it is slow to import
+    from untied.lab.experiments.compare import compare, resume  # here, as it is slow to import
 
     return resume(Path(before or "")) if config is None else compare(config)
 
 
 def again(path: Path) -> int:
     """Write a folder's tables, figures and page again."""
-    from untied.lab.compare import again as write
+    from untied.lab.experiments.compare import again as write
 
     return write(path)

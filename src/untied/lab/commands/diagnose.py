@@ -11,13 +11,13 @@ from untied.lab.settings.diagnose import DiagnoseConfig
 def run(words: list[str]) -> int:
     """Read the settings, and do it."""
     config = read_config(DiagnoseConfig, words, "untied diagnose")
-    from untied.lab.diagnose import diagnose
+    from untied.lab.experiments.diagnose import diagnose
 
     return diagnose(config)
 
 
 def again(path: Path) -> int:
     """Write a folder's tables, figures and page again."""
-    from untied.lab.diagnose import again as write
+    from untied.lab.experiments.diagnose import again as write
 
     return write(path)

@@ -11,13 +11,13 @@ from untied.lab.settings.dynamics import DynamicsConfig
 def run(words: list[str]) -> int:
     """Read the settings, and do it."""
     config = read_config(DynamicsConfig, words, "untied dynamics")
-    from untied.lab.dynamics import dynamics
+    from untied.lab.experiments.dynamics import dynamics
 
     return dynamics(config)
 
 
 def again(path: Path) -> int:
     """Write a folder's tables, figures and page again."""
-    from untied.lab.dynamics import again as write
+    from untied.lab.experiments.dynamics import again as write
 
     return write(path)

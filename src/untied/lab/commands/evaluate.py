@@ -30,6 +30,6 @@ class Evaluation:
 def run(words: list[str]) -> int:
     """Evaluate a run."""
     c = read_config(Evaluation, words, "untied evaluate")
-    from untied.lab.evaluate import evaluate_run
+    from untied.lab.experiments.evaluate import evaluate_run
 
     return evaluate_run(c.run, c.split, c.checkpoint, c.root, c.accelerator)

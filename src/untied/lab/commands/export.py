@@ -27,6 +27,6 @@ class Export:
 def run(words: list[str]) -> int:
     """Export a run's weights."""
     c = read_config(Export, words, "untied export")
-    from untied.lab.evaluate import export
+    from untied.lab.experiments.evaluate import export
 
     return export(c.run, c.out, c.checkpoint)

@@ -15,7 +15,7 @@ class Everything:
 def run(words: list[str]) -> int:
     """Print them."""
     read_config(Everything, words, "untied list")
-    from untied.lab.listing import print_all
+    from untied.lab.showing.listing import print_all
 
     print_all()
     return 0

@@ -12,7 +12,7 @@ import tyro
 
 from untied.errors import UntiedError
 from untied.lab.arguments import read_config
-from untied.primitives import KNOWN
+from untied.primitives.primitive import KNOWN
 from untied.rules import NAMED
 
 FILES = {
@@ -62,7 +62,7 @@ def write(name: str, out: Path | None = None) -> Path:
         "name": name, "dashed": name.replace("_", "-"), "title": name.replace("_", " "),
         "kind": "".join(part.capitalize() for part in name.split("_")),
     }  # fmt: skip
-    templates = Path(__file__).parent.parent / "templates" / "new_rule"
+    templates = Path(__file__).parent / "new_rule"
     for template, place in FILES.items():
         path = folder / place.format(name=name)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ class Recipes:
 def run(words: list[str]) -> int:
     """Print them."""
     read_config(Recipes, words, "untied recipes")
-    from untied.lab.recipes import print_recipes
+    from untied.lab.settings.recipes import print_recipes
 
     print_recipes()
     return 0

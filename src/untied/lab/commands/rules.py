@@ -15,7 +15,7 @@ class Rules:
 def run(words: list[str]) -> int:
     """Print them."""
     read_config(Rules, words, "untied rules")
-    from untied.lab.listing import print_rules
+    from untied.lab.showing.listing import print_rules
 
     print_rules()
     return 0

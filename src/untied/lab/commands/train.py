@@ -6,8 +6,8 @@ from pathlib import Path
 
 from untied.errors import UntiedError
 from untied.lab.arguments import read_config, take_option
-from untied.lab.config import TrainConfig
-from untied.lab.recipes import recipe
+from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.recipes import recipe
 
 
 def run(words: list[str]) -> int:
@@ -17,13 +17,13 @@ def run(words: list[str]) -> int:
         raise UntiedError(f"--resume goes on with the run's own configuration: leave out {words[0]}")
     named = recipe(words.pop(0)) if words and not words[0].startswith("-") else None
     config = None if before is not None else read_config(TrainConfig, words, "untied train [RECIPE]", named)
-    from untied.lab.train import resume, train  # here, as it is slow to import
+    from untied.lab.experiments.train import resume, train  # here, as it is slow to import
 
     return resume(Path(before or "")) if config is None else train(config)
 
 
 def again(path: Path) -> int:
     """Write a folder's tables, figures and page again."""
-    from untied.lab.train import rewrite
+    from untied.lab.experiments.train import rewrite
 
     return rewrite(path)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from untied.errors import UntiedError
-from untied.lab import own
-from untied.lab.edges import bounded
-from untied.lab.reading import Rare
+from untied.lab.reading import own
+from untied.lab.reading.edges import bounded
+from untied.lab.reading.fields import Rare
 
 __all__ = ["Augment", "DataConfig", "DataName", "Decoder", "Preprocess"]
 

@@ -19,7 +19,7 @@ from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.preprocessing import preprocessing
 from untied.lab.data.splits import split
 from untied.lab.data.tensors import Normalise
-from untied.lab.edges import printable
+from untied.lab.reading.edges import printable
 
 __all__ = ["FolderLoader", "folder_of_test", "list_images", "list_splits", "load_folder"]
 

@@ -19,7 +19,7 @@ from untied.lab.data.config import Decoder
 from untied.lab.data.decoders import decoder
 from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.tensors import Normalise
-from untied.lab.edges import expect_file, printable
+from untied.lab.reading.edges import expect_file, printable
 
 __all__ = ["Damaged", "ImageLoader", "Item", "Reader", "collate"]
 

@@ -26,11 +26,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from untied.errors import UntiedError
-from untied.lab import own
 from untied.lab.data.config import DataConfig
 from untied.lab.data.dataset import Dataset as Splits
 from untied.lab.data.loader import Batch, Loader
 from untied.lab.data.splits import SEED
+from untied.lab.reading import own
 
 __all__ = ["ItemLoader", "Part", "from_parts", "load_own"]
 

@@ -29,7 +29,7 @@ from untied.errors import UntiedError
 from untied.lab.data.folders import list_splits
 from untied.lab.data.smaller import Smaller, as_it_is
 from untied.lab.data.splits import SEED
-from untied.lab.edges import ShardIndex, expect_file, load_json, validated
+from untied.lab.reading.edges import ShardIndex, expect_file, load_json, validated
 
 __all__ = ["Index", "Sample", "open_index", "samples", "write_shards"]
 

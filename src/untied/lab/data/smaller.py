@@ -10,7 +10,7 @@ from PIL import Image
 
 from untied.errors import UntiedError
 from untied.lab.data.pixels import rgb
-from untied.lab.edges import printable
+from untied.lab.reading.edges import printable
 
 __all__ = ["Smaller", "as_it_is"]
 

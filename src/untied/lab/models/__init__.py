@@ -23,12 +23,12 @@ from typing import Any
 from torch import nn
 
 from untied.errors import UntiedError
-from untied.lab import own
 from untied.lab.models import zoo
 from untied.lab.models.cnn import cnn
 from untied.lab.models.mlp import ACTIVATIONS, mlp
 from untied.lab.models.resnet import CIFAR_DEPTHS, DEPTHS, ResNet, resnet
 from untied.lab.models.sequence import KINDS, recurrent, transformer
+from untied.lab.reading import own
 
 __all__ = ["ResNet", "build", "cnn", "is_own", "mlp", "names", "resnet"]
 

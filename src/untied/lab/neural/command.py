@@ -18,9 +18,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from untied.errors import UntiedError
-from untied.lab import report
 from untied.lab.console import interruptible, say
-from untied.lab.findings import listed
+from untied.lab.keeping.record import RunFolder, file_name, new_folder, plain
 from untied.lab.neural import figures, fits, recording, summary, tables
 from untied.lab.neural.features import features
 from untied.lab.neural.fits import Fit
@@ -28,9 +27,10 @@ from untied.lab.neural.layers import Layer, chosen, trace
 from untied.lab.neural.networks import PIXELS, Network, networks
 from untied.lab.neural.preprocess import Prepared, Seeing, prepare
 from untied.lab.neural.recording import Recording
-from untied.lab.plots import save
-from untied.lab.record import RunFolder, file_name, new_folder, plain
 from untied.lab.settings.neural import NeuralConfig
+from untied.lab.showing import report
+from untied.lab.showing.findings import listed
+from untied.lab.showing.plots import save
 
 __all__ = ["again", "neural"]
 

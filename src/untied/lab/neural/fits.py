@@ -29,12 +29,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from untied.errors import UntiedError
+from untied.lab.keeping.record import open_tensors, write_tensors
 from untied.lab.neural import rsa
 from untied.lab.neural.maps import chosen_penalty, gram, pls, ridge
 from untied.lab.neural.recording import Recording, regions
 from untied.lab.neural.scores import mean, pearson
 from untied.lab.neural.splits import Split, folds, splits
-from untied.lab.record import open_tensors, write_tensors
 from untied.lab.settings.neural import Settings
 
 __all__ = ["Fit", "check", "fit_rdm", "fit_responses", "read", "save"]

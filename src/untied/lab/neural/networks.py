@@ -14,16 +14,16 @@ from typing import Literal
 from torch import nn
 
 from untied.errors import UntiedError
-from untied.lab import checkpoint
-from untied.lab.compare import weights_kept
-from untied.lab.config import CompareConfig, TrainConfig, is_called, label
 from untied.lab.data import Dataset
-from untied.lab.evaluate import load_run
-from untied.lab.loop import dataset, network
+from untied.lab.experiments.compare import weights_kept
+from untied.lab.experiments.evaluate import load_run
+from untied.lab.keeping.record import RunFolder
 from untied.lab.neural.preprocess import Seeing, as_trained
-from untied.lab.reading import from_mapping
-from untied.lab.record import RunFolder
+from untied.lab.reading.fields import from_mapping
+from untied.lab.settings.config import CompareConfig, TrainConfig, is_called, label
 from untied.lab.study.config import KINDS
+from untied.lab.training import checkpoint
+from untied.lab.training.loop import dataset, network
 
 __all__ = ["PIXELS", "RANDOM", "Network", "networks"]
 

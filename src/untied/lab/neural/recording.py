@@ -35,9 +35,9 @@ from PIL import Image
 
 from untied.errors import UntiedError
 from untied.lab.data.pixels import rgb
-from untied.lab.edges import check_archive, expect_file, printable
+from untied.lab.keeping.record import write_atomically
 from untied.lab.neural.scores import split_half, test_retest
-from untied.lab.record import write_atomically
+from untied.lab.reading.edges import check_archive, expect_file, printable
 
 __all__ = ["Picture", "Recording", "load_arrays", "read", "write"]
 

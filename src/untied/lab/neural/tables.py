@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-from untied.lab import writers
 from untied.lab.neural.fits import Fit
 from untied.lab.neural.scores import mean
 from untied.lab.neural.summary import BEST, RDM, Row, reference, short_names
+from untied.lab.showing import writers
 
 __all__ = ["csv_table", "main_rows", "markdown_table", "neurons_table", "rich_table", "shown"]
 

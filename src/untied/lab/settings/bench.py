@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 import torch
 
 from untied.errors import UntiedError
-from untied.lab.config import OptimizerConfig, backward_default, parse_entry
-from untied.lab.edges import bounded
-from untied.rule import Rule
+from untied.lab.reading.edges import bounded
+from untied.lab.settings.config import OptimizerConfig, backward_default, parse_entry
+from untied.rules.rule import Rule
 
 __all__ = ["BenchConfig", "Case"]
 

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from untied.errors import UntiedError
-from untied.lab.config import CompareConfig, OptimizerConfig
 from untied.lab.data import DataConfig
+from untied.lab.settings.config import CompareConfig, OptimizerConfig
 
 __all__ = ["DiagnoseConfig"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from untied.errors import UntiedError
-from untied.lab.config import CompareConfig, DeviceConfig, TrainConfig, parse_entry
-from untied.lab.reading import from_mapping
-from untied.lab.recipes import over, recipe
-from untied.lab.record import file_name, plain
-from untied.lab.secrets import without_password
+from untied.lab.keeping.record import file_name, plain
+from untied.lab.reading.fields import from_mapping
+from untied.lab.reading.secrets import without_password
+from untied.lab.settings.config import CompareConfig, DeviceConfig, TrainConfig, parse_entry
+from untied.lab.settings.recipes import over, recipe
 from untied.lab.study.gpus import SHARES
 from untied.lab.study.space import Space, space
 from untied.rules import parse
@@ -313,7 +313,7 @@ def best_of(folder: Path) -> dict[str, Any]:
     Raises:
         UntiedError: it is no search's folder, or nothing in it has finished.
     """
-    from untied.lab.record import RunFolder
+    from untied.lab.keeping.record import RunFolder
 
     found = RunFolder.open(folder)
     if found.config().get("kind") != "search" or not (found.path / "results.json").is_file():

@@ -1,4 +1,4 @@
-"""The figures of studies, in the style of `untied.lab.plots`."""
+"""The figures of studies, in the style of `untied.lab.showing.plots`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from untied.lab.plots import SOFT, STYLE, Look, legend_of, logarithmic, looks, name_ends, pile
+from untied.lab.showing.plots import SOFT, STYLE, Look, legend_of, logarithmic, looks, name_ends, pile
 
 __all__ = ["history", "importance", "noise", "parameters", "transfer", "word"]
 

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from untied.errors import UntiedError
-from untied.lab.record import drop_torn_line
+from untied.lab.keeping.record import drop_torn_line
 
 __all__ = ["Journal", "open_journal"]
 

@@ -39,7 +39,7 @@ def in_order(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Attempts where the first one at their run stands."""
     trials = list(trials)
     first: dict[str, int] = {}
-    for trial in trials:
+    for trial in sorted(trials, key=lambda trial: trial.number):  # a server lists them as it likes
         if "key" in trial.user_attrs:
             first.setdefault(trial.user_attrs["key"], trial.number)
     return sorted(trials, key=lambda t: (first.get(t.user_attrs.get("key", ""), t.number), t.number))

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from untied.lab.processes import here, is_gone
+from untied.lab.keeping.processes import here, is_gone
 from untied.lab.study.storage import LOST, patiently
 
 __all__ = ["Claim", "Progress", "Queue"]

@@ -14,15 +14,15 @@ from optuna.trial import FixedTrial, Trial, TrialState, create_trial
 from rich.console import Console
 
 from untied.errors import UntiedError
-from untied.lab.config import TrainConfig
 from untied.lab.console import say
-from untied.lab.loop import LAST, settings
-from untied.lab.processes import is_free
-from untied.lab.reading import from_mapping
-from untied.lab.record import CONFIG, TRIAL, RunFolder
+from untied.lab.keeping.processes import is_free
+from untied.lab.keeping.record import CONFIG, TRIAL, RunFolder
+from untied.lab.reading.fields import from_mapping
+from untied.lab.settings.config import TrainConfig
 from untied.lab.study.config import CHANGEABLE, StudyConfig, kind_of
 from untied.lab.study.run import DEFINITION, named, open_folder
 from untied.lab.study.storage import NoStudy, create, load, open_storage, patiently
+from untied.lab.training.loop import LAST, settings
 
 __all__ = ["recover"]
 

@@ -11,11 +11,11 @@ import optuna
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from untied.lab import plots, report, writers
 from untied.lab.console import say
-from untied.lab.findings import Words, listed
-from untied.lab.record import RunFolder
-from untied.lab.report import Section
+from untied.lab.keeping.record import RunFolder
+from untied.lab.showing import plots, report, writers
+from untied.lab.showing.findings import Words, listed
+from untied.lab.showing.report import Section
 from untied.lab.study import figures
 
 __all__ = ["captions", "cells", "crossovers", "finding", "importances", "tabled", "tell", "write"]

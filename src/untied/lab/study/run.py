@@ -21,19 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from untied.errors import UntiedError
 from untied.lab.console import interruptible, say, stopping
-from untied.lab.fitting import check_fit
-from untied.lab.loop import dataset
+from untied.lab.keeping.processes import is_gone, is_of_this_system, when_closed
+from untied.lab.keeping.record import ENVIRONMENT, RunFolder, file_name
 from untied.lab.models import is_own
-from untied.lab.processes import is_gone, is_of_this_system, when_closed
-from untied.lab.reading import read_mapping
-from untied.lab.record import ENVIRONMENT, RunFolder, file_name
-from untied.lab.secrets import without_password
+from untied.lab.reading.fields import read_mapping
+from untied.lab.reading.secrets import without_password
 from untied.lab.study.config import CHANGEABLE, KINDS, SearchConfig, StudyConfig, kind_of
 from untied.lab.study.gpus import claim_gpu
 from untied.lab.study.queue import Queue
 from untied.lab.study.sampler import Sampler
 from untied.lab.study.storage import NoAnswer, create, load, open_storage
 from untied.lab.study.worker import Worker
+from untied.lab.training.fitting import check_fit
+from untied.lab.training.loop import dataset
 
 __all__ = ["again", "join", "read_study", "run", "show"]
 

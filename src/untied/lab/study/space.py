@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untied.errors import UntiedError
-from untied.lab import recipes
-from untied.lab.reading import read_mapping
+from untied.lab.reading.fields import read_mapping
+from untied.lab.settings import recipes
 
 if TYPE_CHECKING:  # it takes a second, and --help needs it not
     from optuna.trial import BaseTrial

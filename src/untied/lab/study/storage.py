@@ -20,8 +20,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from untied.errors import UntiedError
-from untied.lab.edges import shown, validated
-from untied.lab.secrets import redacted, without_password
+from untied.lab.reading.edges import shown, validated
+from untied.lab.reading.secrets import redacted, without_password
 from untied.lab.study.journal import open_journal
 from untied.lab.study.order import Study
 

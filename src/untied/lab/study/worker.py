@@ -15,18 +15,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import SafetensorError
 
 from untied.errors import UntiedError
-from untied.lab.checkpoint import PREVIOUS
-from untied.lab.config import TrainConfig
 from untied.lab.data import load
-from untied.lab.devices import fabric_of
-from untied.lab.environment import same_threads
-from untied.lab.fabric import Fabric
-from untied.lab.loop import LAST, NotFinite, Run, Stopped, dataset
-from untied.lab.processes import LOCK
-from untied.lab.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, Damaged, RunFolder, begun, plain
+from untied.lab.devices.devices import fabric_of
+from untied.lab.devices.fabric import Fabric
+from untied.lab.keeping.environment import same_threads
+from untied.lab.keeping.processes import LOCK
+from untied.lab.keeping.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, Damaged, RunFolder, begun, plain
+from untied.lab.settings.config import TrainConfig
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
 from untied.lab.study.storage import NoAnswer
+from untied.lab.training.checkpoint import PREVIOUS
+from untied.lab.training.loop import LAST, NotFinite, Run, Stopped, dataset
 
 __all__ = ["Worker"]
 

@@ -14,7 +14,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from untied.errors import UntiedError
-from untied.lab import own
+from untied.lab.reading import own
 from untied.lab.tasks.autoencoding import Autoencoding
 from untied.lab.tasks.classification import Classification
 from untied.lab.tasks.metric import ACCURACY, TOP5, Metric, metric_of, metrics_of

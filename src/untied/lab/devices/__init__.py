@@ -1,0 +1,1 @@
+"""Fabric, and what several processes need beside it."""

@@ -1,0 +1,1 @@
+"""The run folder: its files, what made it, who writes to it."""

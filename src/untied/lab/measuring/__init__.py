@@ -1,0 +1,1 @@
+"""Time, memory, and one layer on its own data."""

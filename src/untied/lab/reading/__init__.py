@@ -1,0 +1,1 @@
+"""What comes from outside, read at the edge: words, fields, import paths, addresses."""

@@ -1,0 +1,1 @@
+"""One run: a network, a rule, a seed."""
