@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# a shell's background job ignores Ctrl-C, and so would every command that a test starts and interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tensors in tests are small: more threads only wait for each other
 
 
