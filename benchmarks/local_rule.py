@@ -26,15 +26,18 @@ OUT = ROOT / "results" / "local-rule"
 LATTICE = "mkp(noise=lattice)"
 END = "<!-- /tables -->"
 RULES = ("bp", "mkp", LATTICE, "tuned:sa", "tuned:kp", "fa")
+NORMAL = ("bp", "mkp", "mkp(until=0)", LATTICE)
 PLAIN = "mlp-" + "-".join(["64"] * 19)
 
-NETWORKS: dict[str, tuple[str, int, list[str]]] = {
-    "digits/resnet18-w8": ("resnet18-w8", 5, []),
-    "digits/resnet34-w8": ("resnet34-w8", 3, []),
-    "digits/resnet50-w8": ("resnet50-w8", 3, []),
-    "digits/mlp-20-layers": (PLAIN, 5, ["--forward.lr", "0.01"]),
+NETWORKS: dict[str, tuple[str, int, tuple[str, ...], list[str]]] = {
+    "digits/resnet18-w8": ("resnet18-w8", 5, RULES, []),
+    "digits/resnet34-w8": ("resnet34-w8", 3, RULES, []),
+    "digits/resnet50-w8": ("resnet50-w8", 3, RULES, []),
+    "digits/mlp-20-layers": (PLAIN, 5, RULES, ["--forward.lr", "0.01"]),
+    "digits/mlp-20-never-at-rest": (PLAIN, 5, NORMAL, ["--forward.lr", "0.01"]),
+    "digits/mlp-20-calibrated": (PLAIN, 5, NORMAL, ["--forward.lr", "0.01", "--phases.calibrate", "16"]),
 }
-"""Name: network, seeds, further settings of compare."""
+"""Name: network, seeds, rules, further settings of compare."""
 
 
 def folder(name: str) -> Path:
@@ -43,12 +46,12 @@ def folder(name: str) -> Path:
 
 def train(names: list[str], first: int, workers: int) -> None:
     """One comparison for each network."""
-    for name, (model, seeds, extra) in NETWORKS.items():
+    for name, (model, seeds, rules, extra) in NETWORKS.items():
         if not any(name.startswith(given) for given in names):
             continue
         command = [sys.executable, "-m", "untied", "compare", "--out", str(folder(name)), "--overwrite",
                    "--data", name.split("/")[0], "--model", model, "--seeds", str(seeds), "--first-seed", str(first),
-                   "--timing-steps", "0", "--workers", str(workers), *extra, "--rules", *RULES]  # fmt: skip
+                   "--timing-steps", "0", "--workers", str(workers), *extra, "--rules", *rules]  # fmt: skip
         subprocess.run(command, check=True)
 
 
@@ -63,8 +66,12 @@ def page() -> None:
     """Accuracy, paired difference from backpropagation, and angles at the end, for each network that was run."""
     OUT.mkdir(parents=True, exist_ok=True)
     text = ["# The local rule against backpropagation\n", f"{(__doc__ or '').split(chr(10) * 2)[2]}\n"]
-    for name, (_, seeds, extra) in NETWORKS.items():
-        if not folder(name).is_dir():
+    readme = OUT / "README.md"
+    before, _, below = readme.read_text().partition(END) if readme.is_file() else ("", "", "\n")
+    published = {part.partition("\n")[0]: part for part in before.split("\n## ")[1:]}
+    for name, (_, seeds, _, extra) in NETWORKS.items():
+        if not folder(name).is_dir():  # what was published of a run that is not here stays, and what is written by hand
+            text += [f"## {published[name].rstrip()}\n"] if name in published else []
             continue
         run = RunFolder.open(folder(name))
         rows: list[dict[str, Any]] = run.read_json("results.json")
@@ -87,8 +94,6 @@ def page() -> None:
             cell = f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f}"
             text.append(f"| `{row['rule']}` | {cell} | {difference} | {' | '.join(angles)} |")
         text.append("")
-    readme = OUT / "README.md"
-    below = readme.read_text().partition(END)[2] if readme.is_file() else "\n"  # what was written by hand stays
     readme.write_text("\n".join(text) + f"{END}{below}")
     print(readme)
 

@@ -239,11 +239,11 @@ def one(condition: Condition, rule: Any, seed: int) -> tuple[float, float, float
 
 
 def run(seeds: range, only: list[str]) -> None:
-    rows = []
+    chosen = {name: c for name, c in CONDITIONS.items() if not only or any(word in name for word in only)}
+    before = read(OUT / "limits.csv") if (OUT / "limits.csv").is_file() else []
+    rows: list[dict[str, Any]] = [row for row in before if row["disturbance"] not in chosen]
     about = made()
-    for name, condition in CONDITIONS.items():
-        if only and not any(word in name for word in only):
-            continue
+    for name, condition in chosen.items():
         for label, make in {"bp": lambda: "bp", **condition.rules}.items():
             for seed in seeds:
                 found = one(condition, make(), seed)
