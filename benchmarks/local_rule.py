@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[str, int, tuple[str, ...], list[str]]] = {
     "digits/resnet50-w8": ("resnet50-w8", 3, RULES, []),
     "digits/mlp-20-layers": (PLAIN, 5, RULES, ["--forward.lr", "0.01"]),
     "digits/mlp-20-never-at-rest": (PLAIN, 5, NORMAL, ["--forward.lr", "0.01"]),
-    "digits/mlp-20-calibrated": (PLAIN, 5, NORMAL, ["--forward.lr", "0.01", "--phases.calibrate", "16"]),
+    "digits/mlp-20-calibrated": (PLAIN, 5, NORMAL, ["--forward.lr", "0.01", "--calibrate", "16"]),
 }
 """Name: network, seeds, rules, further settings of compare."""
 

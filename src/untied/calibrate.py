@@ -55,6 +55,16 @@ def mirror_(model: nn.Module, batches: int = 16) -> dict[str, float]:
     return weight_angles(model)
 
 
+def measurable(rule: Rule) -> bool:
+    """Whether a layer under this rule keeps a B of W's shape, which noise can measure.
+
+    >>> import untied
+    >>> [name for name in ("bp", "fa", "mkp", "dfa") if measurable(untied.rules.parse(name))]
+    ['fa', 'mkp']
+    """
+    return rule.takes_init and rule.route.like_weight and not rule.route.whole
+
+
 def visits(layers: Mapping[str, Untied]) -> Iterator[tuple[Visit, Rule]]:
     """Each backward kernel once, with its rule; for a rule that does not measure, with a fresh state beside it."""
     seen: set[int] = set()
@@ -62,7 +72,7 @@ def visits(layers: Mapping[str, Untied]) -> Iterator[tuple[Visit, Rule]]:
         for weight in layer.own_weights():
             W, beside = getattr(layer, weight), layer.beside(weight)
             B = beside.get("backward_weight")
-            if B is None or id(B) in seen or not layer.rule.route.like_weight or layer.rule.route.whole:
+            if B is None or id(B) in seen or not measurable(layer.rule):
                 continue
             seen.add(id(B))
             if not layer.rule.mirrors:

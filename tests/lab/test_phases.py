@@ -98,6 +98,15 @@ def test_each_step_of_alignment_draws_its_own_noise(monkeypatch: pytest.MonkeyPa
     assert len(drawn) == len(set(drawn)) == 6  # a pass and an update, three times
 
 
+def test_compare_calibrates_what_can_be() -> None:
+    config = CompareConfig(rules=("bp", "fa", "mkp", "dfa(kernel=dense)", "pfa", "tp"), calibrate=8)
+    given = {rule: config.run(rule, 0).phases.calibrate for rule in config.entries}
+    assert given == {"bp": 0, "fa": 8, "mkp": 8, "dfa(kernel=dense)": 0, "pfa": 0, "tp": 0, "frozen": 0}
+    assert any("calibrate is 8, and bp, " in line and "mkp" not in line for line in config.about_entries)
+    with pytest.raises(UntiedError, match="calibrate is -1"):
+        CompareConfig(calibrate=-1)
+
+
 def test_compare_says_which_rules_take_one_step() -> None:
     config = CompareConfig(rules=("bp", "sa", "kp"), align_steps=4, frozen=False)
     assert config.run("sa", 0).phases.align_steps == 4 and config.run("kp", 0).phases.align_steps == 1

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from untied import schedules
+from untied.calibrate import measurable
 from untied.errors import UntiedError
 from untied.initial import angle_of
 from untied.lab import tasks
@@ -442,6 +443,8 @@ class CompareConfig:
     init: str = "like"
     """Where the backward weights start: like (drawn as the forward weights are), copy (of them), or "angle(30)", which
     is so many degrees from the forward weight, and as long."""
+    calibrate: int = 0
+    """How many noise measurements of W are averaged into B before the first step, as untied.mirror_ does."""
     verify: bool = True
     """Whether the network is looked at by number before the first step, as untied check does. It costs a few passes."""
     frozen: bool = True
@@ -466,8 +469,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("epochs", 1), ("seeds", 1), ("first_seed", 0), ("delay", 0), ("align_steps", 1), ("workers", 0),
-            ("timing_steps", 0),
+            ("epochs", 1), ("seeds", 1), ("first_seed", 0), ("delay", 0), ("align_steps", 1), ("calibrate", 0),
+            ("workers", 0), ("timing_steps", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UntiedError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -504,6 +507,11 @@ class CompareConfig:
         without = [rule for rule, (r, _) in self.entrants.items() if not trained_as(r).takes_init]
         if self.init != "like" and without:
             said.append(f"init is {self.init}, and {', '.join(map(label, without))} have no B that could start so")
+        unmeasured = [rule for rule, (r, _) in self.entrants.items() if not measurable(trained_as(r))]
+        if self.calibrate and unmeasured:
+            said.append(
+                f"calibrate is {self.calibrate}, and {', '.join(map(label, unmeasured))} have no B to calibrate"
+            )
         once = [rule for rule, (r, _) in self.entrants.items() if not r.aligns_alone]
         if self.align_steps > 1 and once:
             said.append(
@@ -520,7 +528,10 @@ class CompareConfig:
         return TrainConfig(
             rule=str(rule), model=self.model, data=self.data, task=self.task, epochs=self.epochs, seed=seed,
             init=self.init if trained_as(rule).takes_init else "like", forward=self.forward, backward=backward,
-            phases=PhaseConfig(delay=self.delay, align_steps=self.align_steps if rule.aligns_alone else 1),
+            phases=PhaseConfig(
+                delay=self.delay, align_steps=self.align_steps if rule.aligns_alone else 1,
+                calibrate=self.calibrate if measurable(trained_as(rule)) else 0,
+            ),
             angles="weights", evaluate_on=self.evaluate_on,
             devices=DeviceConfig(precision=self.precision, channels_last=self.channels_last),
         )  # fmt: skip
