@@ -1,4 +1,5 @@
-"""What ends the command in a line before it has imported what it needs: Ctrl-C in those seconds, and a deleted folder.
+"""What ends the command in a line before it has imported what it needs: Ctrl-C in those seconds, a deleted folder, and
+a PyTorch that cannot be loaded.
 
 It has to be the package's first import. Nothing happens where untied is used as a library.
 """
@@ -47,6 +48,10 @@ def _begin() -> None:
         _end("the folder that this command works in is gone: cd to another one", 2)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError, MemoryError) as error:  # it is missing or broken, or there is too little memory
+        _end(f"PyTorch cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}", 1)
 
 
 _begin()

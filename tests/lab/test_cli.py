@@ -274,6 +274,15 @@ def test_ctrl_c_while_it_imports_is_a_line(module: str, tmp_path) -> None:
     assert (done.returncode, done.stderr) == (130, "untied: interrupted\n")
 
 
+def test_a_pytorch_that_cannot_be_loaded_is_a_line(tmp_path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: failed to map segment')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-m", "untied", "rules"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    words = "untied: PyTorch cannot be loaded: libtorch_cpu.so: failed to map segment\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", words)
+
+
 def test_a_library_leaves_ctrl_c_alone() -> None:
     code = "import signal, untied; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", code], check=True)
