@@ -122,6 +122,8 @@ def figure(found: dict[tuple[str, float, str], list[dict[str, str]]]) -> Figure:
                 axes.errorbar(places, mean, spread, color=look.colour, marker=look.marker, linestyle=look.dash,
                               markersize=5, capsize=2, label=rule)  # fmt: skip
             axes.set(xscale="log", title=panel, xlabel="images a batch" if panel == BATCH else "learning rate")
+        drawn.axes[-1].set_xticks(BATCHES, map(str, BATCHES))
+        drawn.axes[-1].minorticks_off()
         drawn.axes[0].set_ylabel("test accuracy, %")
         drawn.axes[3].set_ylabel("test accuracy, %")
         drawn.axes[0].legend(fontsize=8)
