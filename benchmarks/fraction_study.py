@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import PRESETS
+from untied.lab.settings.entries import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "fraction"

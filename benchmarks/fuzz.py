@@ -36,7 +36,9 @@ from untied.lab.neural import recording
 from untied.lab.reading.edges import printable
 from untied.lab.reading.fields import read_yaml
 from untied.lab.reading.secrets import redacted
-from untied.lab.settings.config import OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.settings.entries import parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.config import TransferConfig
 from untied.lab.study.recover import recover
 from untied.lab.study.run import run

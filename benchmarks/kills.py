@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from untied.lab.cli import main as command
-from untied.lab.showing import plots
+from untied.lab.showing import style
 from untied.lab.study.run import URL
 
 SMALL = {"data.name": "synthetic", "data.synthetic_shape": "[1,4,4]", "data.synthetic_classes": "3",
@@ -217,7 +217,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a new folder for the runs, to look at what differs")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    plots.save = lambda *given: None  # figures would take most of the time, and nothing goes on from them
+    style.save = lambda *given: None  # figures would take most of the time, and nothing goes on from them
     bad = total = 0
     with tempfile.TemporaryDirectory() as temporary:
         lines = []

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from small_runs import accuracy, angles, cosine, digits, made, network, paired, publish, read, train, write
 from torch import nn
 
-from untied.lab.showing.plots import STYLE, looks
+from untied.lab.showing.style import STYLE, looks
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "local-rule"

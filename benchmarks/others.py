@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import untied
 from untied.lab.measuring.timing import Clock, Step, interleaved, plain_step, untied_step
 from untied.lab.models import build
-from untied.lab.settings.config import OptimizerConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.rules import parse
 
 RULES = ("sa", "wm", "aa", "ia")

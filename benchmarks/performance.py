@@ -38,7 +38,7 @@ from untied.lab.keeping.record import RunFolder
 from untied.lab.measuring.timing import Clock, interleaved, plain_step, untied_step
 from untied.lab.models import build
 from untied.lab.settings.bench import BenchConfig
-from untied.lab.settings.config import OptimizerConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.lab.showing.costs import markdown, table_rows
 from untied.rules import parse
 

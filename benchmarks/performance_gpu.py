@@ -34,7 +34,7 @@ from untied.lab.experiments.bench import profiled
 from untied.lab.keeping.environment import environment
 from untied.lab.measuring.timing import Clock, Step, interleaved, plain_step, untied_step
 from untied.lab.models import build
-from untied.lab.settings.config import OptimizerConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.rules import parse
 
 RULES = ("fa", "kp", "sa", "wm", "aa", "ia", "wm(fraction=1/8)", "aa(fraction=1/8)", "ia(fraction=1/8)")

@@ -25,7 +25,7 @@ from typing import Any
 from small_runs import END, paired
 
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import label
+from untied.lab.settings.entries import label
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "routes"

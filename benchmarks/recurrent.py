@@ -44,7 +44,7 @@ from torch import Tensor, nn
 import untied
 from untied.lab.keeping.environment import environment
 from untied.lab.models.sequence import recurrent
-from untied.lab.showing.plots import STYLE, colours
+from untied.lab.showing.style import STYLE, colours
 from untied.rules import parse
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "recurrent"

@@ -31,8 +31,8 @@ from torch import nn
 
 import untied
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import CompareConfig
-from untied.lab.training.loop import dataset, network
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.training.setup import dataset, network
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "self-stabilising-digits"

@@ -35,7 +35,7 @@ import torch
 from untied.lab.cli import main as command
 from untied.lab.keeping import processes
 from untied.lab.keeping.processes import LOCK, here
-from untied.lab.showing import plots
+from untied.lab.showing import style
 from untied.lab.study import storage
 from untied.lab.training import checkpoint, loop
 
@@ -441,7 +441,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    plots.save = lambda *given: None  # figures would take most of the time
+    style.save = lambda *given: None  # figures would take most of the time
     processes.WATCH = 1.0
     faults = {name: fault for name, fault in FAULTS.items() if any(part in name for part in given.only)}
     failed = []

@@ -25,9 +25,9 @@ import yaml
 from untied.lab.experiments.train import open_run
 from untied.lab.keeping.record import RunFolder, plain
 from untied.lab.settings.recipes import recipes
-from untied.lab.showing import plots
+from untied.lab.showing import plots, style
 from untied.lab.showing.tables import csv_table
-from untied.lab.training.loop import dataset
+from untied.lab.training.setup import dataset
 from untied.rules import parse
 
 
@@ -85,9 +85,9 @@ def write(out: Path, names: list[str], seeds: int, runs: Path, more: list[str], 
             shutil.copy(ended[0] / "environment.json", out / "environment.json")
             config = open_run(ended[0])[1]
             data = str(dataset(config.data, 0, "cpu"))
-    plots.save(plots.accuracy_curves(metrics), out, "accuracy")
-    plots.save(plots.angles_over_time(metrics), out, "angles")
-    plots.save(plots.accuracy_bars(rows), out, "results")
+    style.save(plots.accuracy_curves(metrics), out, "accuracy")
+    style.save(plots.angles_over_time(metrics), out, "angles")
+    style.save(plots.accuracy_bars(rows), out, "results")
     for svg in out.glob("*.svg"):
         svg.unlink()  # the PNG is enough beside a table
     (out / "table.csv").write_text(csv_table(rows))

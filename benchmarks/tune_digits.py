@@ -1,4 +1,4 @@
-"""How the settings of untied.lab.settings.config.PRESETS were found: many of each rule, on the validation split.
+"""How the settings of untied.lab.settings.entries.PRESETS were found: many of each rule, on the validation split.
 
     python benchmarks/tune_digits.py --out runs/tune [RULE ...]
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from untied.lab.experiments.compare import compare
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import CompareConfig
+from untied.lab.settings.compare import CompareConfig
 
 NOISE = "positions=mean, noise=normal"
 SETTINGS = {

@@ -15,7 +15,9 @@ import untied
 from untied.lab.cli import main
 from untied.lab.commands import NAMES
 from untied.lab.reading.fields import settings_of
-from untied.lab.settings.config import PRESETS, CompareConfig, TrainConfig
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import PRESETS
+from untied.lab.settings.run import TrainConfig
 from untied.layers.layer import LAYERS, backward_name, untied_layers
 from untied.primitives.primitive import KNOWN
 from untied.rules import FEEDBACK, as_rule, taxonomy

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from untied.lab.data import DataConfig
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12)
 WORDS = [

@@ -22,7 +22,7 @@ from untied.lab.keeping.record import RunFolder
 from untied.lab.measuring.memory import Held
 from untied.lab.measuring.timing import Clock, Parts, Step, interleaved, plain_step, untied_step
 from untied.lab.settings.bench import BenchConfig
-from untied.lab.settings.config import OptimizerConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.rules import counted_cost, parse
 
 

@@ -10,7 +10,7 @@ from untied.lab.cli import main
 from untied.lab.data import DataConfig
 from untied.lab.experiments.check import verdict
 from untied.lab.tasks import make
-from untied.lab.training.loop import dataset
+from untied.lab.training.setup import dataset
 
 
 def test_a_network_is_verified(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,11 @@ from untied.errors import UntiedError
 from untied.lab.experiments import train
 from untied.lab.experiments.evaluate import evaluate_run, export
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import OptimizerConfig, optimizer_names
+from untied.lab.settings.optimizer import OptimizerConfig, optimizer_names
 from untied.lab.training import checkpoint
 from untied.lab.training.checkpoint import Position
-from untied.lab.training.loop import LAST, Run
+from untied.lab.training.identity import LAST
+from untied.lab.training.loop import Run
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_config_keys_are_checked(capsys: pytest.CaptureFixture[str], tmp_path) -
 
 
 def test_the_command_line_goes_over_the_file(tmp_path, monkeypatch) -> None:
-    from untied.lab.settings.config import CompareConfig
+    from untied.lab.settings.compare import CompareConfig
 
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 7\nrules: [sa]\nforward: {lr: 0.5}\n")
@@ -137,7 +137,7 @@ def test_the_command_line_goes_over_the_file(tmp_path, monkeypatch) -> None:
 
 
 def test_lists_take_commas_and_any_field_can_be_set() -> None:
-    from untied.lab.settings.config import CompareConfig
+    from untied.lab.settings.compare import CompareConfig
 
     words = ["--rules", "bp,ia(amp=1, null=2),tuned:sa", "fa", "--epochs", "3", "--set", "data.synthetic_shape=[1,4,4]"]
     words += ["forward.arguments.nesterov=true", "--seeds", "2", "--set=backward.lr=1e-3"]
@@ -153,7 +153,7 @@ def test_lists_take_commas_and_any_field_can_be_set() -> None:
 
 def test_train_and_search_have_far_fewer_flags_than_settings(capsys: pytest.CaptureFixture[str]) -> None:
     from untied.lab.reading.fields import settings_of
-    from untied.lab.settings.config import TrainConfig
+    from untied.lab.settings.run import TrainConfig
     from untied.lab.study.config import SearchConfig
 
     for kind, most in ((TrainConfig, 43), (SearchConfig, 57)):
@@ -208,7 +208,7 @@ def test_rules_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) 
 
 
 def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    from untied.lab.settings.config import CompareConfig
+    from untied.lab.settings.compare import CompareConfig
 
     with pytest.raises(SystemExit) as left:
         main(["compare", "--help"])

@@ -15,10 +15,11 @@ from untied.lab.commands import maker, makers, of_version_0_1
 from untied.lab.keeping.record import RunFolder
 from untied.lab.rules.signs import FROZEN
 from untied.lab.settings.bench import BenchConfig
-from untied.lab.settings.config import CompareConfig, TrainConfig
+from untied.lab.settings.compare import CompareConfig
 from untied.lab.settings.diagnose import DiagnoseConfig
 from untied.lab.settings.dynamics import DynamicsConfig
 from untied.lab.settings.neural import NeuralConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing.listing import moves
 from untied.lab.showing.report import PAPER
 from untied.lab.study.config import KINDS

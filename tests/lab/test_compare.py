@@ -23,17 +23,12 @@ from untied.lab.experiments import compare as module
 from untied.lab.experiments.compare import again, compare, resume
 from untied.lab.keeping.record import RunFolder
 from untied.lab.reading.fields import read_yaml
-from untied.lab.settings.config import (
-    DEFINED,
-    PRESETS,
-    CompareConfig,
-    OptimizerConfig,
-    TrainConfig,
-    backward_default,
-    label,
-    parse_entry,
-)
-from untied.lab.training.loop import NotFinite, dataset, network
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import DEFINED, PRESETS, label, parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig, backward_default
+from untied.lab.settings.run import TrainConfig
+from untied.lab.training.loop import NotFinite
+from untied.lab.training.setup import dataset, network
 
 DATA = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=120, batch_size=16)
 
@@ -129,7 +124,7 @@ def test_a_report_can_be_written_again(finished: RunFolder) -> None:
 
 def test_tuning_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    evaluate = untied.lab.training.loop.evaluate
+    evaluate = untied.lab.training.scoring.evaluate
     monkeypatch.setattr(
         untied.lab.training.loop,
         "evaluate",

@@ -18,7 +18,8 @@ from cases import small_batch, small_net
 from untied.errors import UntiedError
 from untied.lab.devices.devices import fabric_of, full, single_device, unsharded
 from untied.lab.devices.sync_batch_norm import synchronised
-from untied.lab.settings.config import DeviceConfig, OptimizerConfig
+from untied.lab.settings.devices import DeviceConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.lab.training.optim import Optimizers
 from untied.lab.training.step import Objective, Phase, training_step
 

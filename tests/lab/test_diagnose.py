@@ -17,7 +17,7 @@ from untied.dynamics import layer, time_constant
 from untied.lab.cli import main
 from untied.lab.experiments.diagnose import Diagnosis, diagnosis, regime, rich_table, suggestion, three
 from untied.lab.measuring.probe import Probe, probed, spread
-from untied.lab.settings.config import OptimizerConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.metrics import angle
 from untied.rules import Alignment, parse
 

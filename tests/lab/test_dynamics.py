@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from untied.dynamics import scalar
 from untied.lab.cli import main
 from untied.lab.experiments.dynamics import WEIGHT_MIRROR, phase_portraits, summary
-from untied.lab.showing.plots import save
+from untied.lab.showing.style import save
 
 
 def test_the_default_is_figure_2_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from untied.lab.data.folders import list_images
 from untied.lab.data.pixels import rgb
 from untied.lab.data.shards import read_index
 from untied.lab.reading.edges import check_archive, expect_file, load_yaml, printable
-from untied.lab.settings.config import OptimizerConfig, TrainConfig, parse_entry
+from untied.lab.settings.entries import parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training import checkpoint
 from untied.lab.training.checkpoint import Position
-from untied.lab.training.loop import same_run
-from untied.lab.training.loop import settings as settings_of
+from untied.lab.training.identity import same_run
+from untied.lab.training.identity import settings as settings_of
 from untied.rules import parse
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,7 +138,8 @@ def test_pipes_and_links_are_named(tmp_path: Path) -> None:
 def test_a_dollar_in_a_label_is_a_dollar(tmp_path: Path) -> None:
     import matplotlib
 
-    from untied.lab.showing.plots import STYLE, Figure
+    from untied.lab.showing.plots import Figure
+    from untied.lab.showing.style import STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure()

@@ -22,7 +22,8 @@ from untied.lab.data import DataConfig
 from untied.lab.experiments import train
 from untied.lab.experiments.evaluate import evaluate_run, export, load_run, stock_model
 from untied.lab.keeping.record import RunFolder
-from untied.lab.training.loop import LAST, dataset, network
+from untied.lab.training.identity import LAST
+from untied.lab.training.setup import dataset, network
 
 PICTURES = DataConfig("synthetic", synthetic_shape=(3, 16, 16), synthetic_classes=7, synthetic_count=70, batch_size=14)
 

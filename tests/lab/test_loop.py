@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from runs import small
 from untied.errors import UntiedError
 from untied.initial import at_angle
-from untied.lab.settings.config import PhaseConfig
-from untied.lab.training.loop import Run, dataset, network
+from untied.lab.settings.phases import PhaseConfig
+from untied.lab.training.loop import Run
+from untied.lab.training.setup import dataset, network
 from untied.metrics import angle
 
 CONFIG = small(epochs=4, ema=0.9)

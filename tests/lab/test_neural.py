@@ -612,7 +612,7 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same(
 
 def test_a_comparison_is_as_many_runs(small_file: Path, tmp_path: Path) -> None:
     from untied.lab.experiments.compare import compare
-    from untied.lab.settings.config import CompareConfig
+    from untied.lab.settings.compare import CompareConfig
 
     data = DataConfig("synthetic", synthetic_shape=(1, 4, 4), synthetic_classes=3, synthetic_count=60, batch_size=12,
                       validation=0.2)  # fmt: skip

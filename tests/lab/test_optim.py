@@ -13,7 +13,8 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.settings.config import OptimizerConfig, PhaseConfig
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
 from untied.lab.training.optim import Optimizers, argument, factor
 from untied.lab.training.phases import Plan
 from untied.lab.training.step import Objective, Phase, training_step

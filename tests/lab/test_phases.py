@@ -11,7 +11,11 @@ import torch
 from runs import small
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
-from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig, parse_entry
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training import loop
 from untied.lab.training.loop import Run
 from untied.lab.training.phases import Plan

@@ -16,8 +16,8 @@ from untied.errors import UntiedError
 from untied.lab import arguments, cli
 from untied.lab.data import DataConfig
 from untied.lab.models import build
-from untied.lab.settings.config import TrainConfig
 from untied.lab.settings.recipes import folder, over, recipe, recipes
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training.optim import Optimizers
 from untied.lab.training.phases import Plan
 from untied.rules import parse

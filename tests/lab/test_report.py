@@ -26,8 +26,8 @@ from untied.lab.experiments.compare import finish
 from untied.lab.keeping.record import RunFolder
 from untied.lab.neural.figures import FLOORS
 from untied.lab.rules.signs import FROZEN
-from untied.lab.settings.config import CompareConfig
-from untied.lab.showing import plots, report
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.showing import plots, report, scatter, style
 from untied.lab.showing.findings import Words, captions, finding
 from untied.lab.study import figures as studies
 from untied.lab.tasks.metric import Metric
@@ -90,19 +90,19 @@ def texts(figure: Figure) -> str:
 
 
 def test_every_named_rule_has_its_own_colour() -> None:
-    palette = plots.colours(NAMED)
+    palette = style.colours(NAMED)
     assert len(set(palette.values())) == len(NAMED)
-    assert {rule: plots.colours([rule])[rule] for rule in NAMED} == palette
+    assert {rule: style.colours([rule])[rule] for rule in NAMED} == palette
 
 
 def test_other_rules_get_colours_that_stay_and_differ() -> None:
     texts = ["sa(decay=2)", "sa", "amp + decay", "0.5*amp + decay", "amp + null", "self"]
-    palette = plots.colours(texts)
+    palette = style.colours(texts)
     assert list(palette) == texts
     assert len(set(palette.values())) == len(texts)
-    assert palette["sa"] == plots.COLOURS["sa"]
-    assert plots.colours(["sa(decay=2)"])["sa(decay=2)"] == plots.COLOURS["sa"]
-    many = plots.colours(f"amp + {i}*decay" for i in range(30))
+    assert palette["sa"] == style.COLOURS["sa"]
+    assert style.colours(["sa(decay=2)"])["sa(decay=2)"] == style.COLOURS["sa"]
+    many = style.colours(f"amp + {i}*decay" for i in range(30))
     assert len(many) == 30
 
 
@@ -141,26 +141,26 @@ def test_the_pages_are_light_and_dark_and_contrast_is_what_it_should_be() -> Non
 def test_rules_have_a_contrast_of_3_on_the_light_and_on_the_dark_page(page: str) -> None:
     """In figures they stand on white; in the page's table each rule has its mark on the page itself."""
     rules = [*NAMED, FROZEN, *(f"amp + {i}*decay" for i in range(30))]
-    for rule, look in plots.looks(rules).items():
+    for rule, look in style.looks(rules).items():
         assert contrast(look.colour, page) >= 3, (rule, look.colour, contrast(look.colour, page))
-    assert set(NAMED) | {FROZEN} <= set(plots.COLOURS)
-    for colour in (*plots.COLOURS.values(), *plots.SPARE):
+    assert set(NAMED) | {FROZEN} <= set(style.COLOURS)
+    for colour in (*style.COLOURS.values(), *style.SPARE):
         assert contrast(colour, page) >= 3, colour
 
 
 def test_what_else_is_drawn_has_a_contrast_of_3_on_white() -> None:
-    layers = plots.shaded([f"layer{i}" for i in range(50)])
+    layers = style.shaded([f"layer{i}" for i in range(50)])
     others = [look.colour for look in FLOORS.values()] + [studies.BLUE, studies.ORANGE, *diagnose.COLOURS.values()]
-    for colour in (*layers.values(), *others, plots.SOFT):
+    for colour in (*layers.values(), *others, style.SOFT):
         assert contrast(colour, "white") >= 3, colour
 
 
 def test_a_marker_tells_the_default_rules_apart_without_colour() -> None:
-    default = plots.looks(CompareConfig().rules)
+    default = style.looks(CompareConfig().rules)
     assert len({(look.marker, look.dash) for look in default.values()}) == len(default)
-    assert len(set(plots.looks([*NAMED, FROZEN]).values())) == len({*NAMED, FROZEN})
-    assert set(report.SHAPES) == set(plots.MARKERS)
-    assert plots.looks(["bp"])["bp"].dash == "--" and plots.looks([FROZEN])[FROZEN].dash == ":"
+    assert len(set(style.looks([*NAMED, FROZEN]).values())) == len({*NAMED, FROZEN})
+    assert set(report.SHAPES) == set(style.MARKERS)
+    assert style.looks(["bp"])["bp"].dash == "--" and style.looks([FROZEN])[FROZEN].dash == ":"
     lines = plots.accuracy_curves(make_metrics()).axes[0].lines
     assert len({line.get_marker() for line in lines}) == len(RULES)
 
@@ -176,7 +176,7 @@ def test_legends_and_panels_have_the_tables_order(tmp_path: Path, monkeypatch: p
     for line in make_metrics():
         run.append(line | {"validation_accuracy": 0.1 * len(line["rule"])})
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr(plots, "save", lambda figure, folder, name: drawn.update({name: figure}))
+    monkeypatch.setattr(style, "save", lambda figure, folder, name: drawn.update({name: figure}))
     finish(run, CompareConfig(rules=tuple(row["rule"] for row in rows)), rows, silent())
     order = [row["rule"] for row in rows]
     table = Page((run.path / "index.html").read_text(encoding="utf-8")).of("b").split("  ")
@@ -255,7 +255,7 @@ def test_angles_of_a_deep_network_name_a_few_layers() -> None:
 
 
 def test_scatter_shows_three_layers_with_angle_and_ratio() -> None:
-    figure = plots.weight_scatter({"sa": make_weights(), "wm": make_weights(), "bp": {"fc.weight": torch.ones(2, 2)}})
+    figure = scatter.weight_scatter({"sa": make_weights(), "wm": make_weights(), "bp": {"fc.weight": torch.ones(2, 2)}})
     assert len(figure.axes) == 6  # backpropagation stores no B and has no row
     assert [axes.get_title() for axes in figure.axes[:3]] == ["layer conv1", "layer layer1.1.conv1", "layer fc"]
     for axes in figure.axes:
@@ -265,26 +265,26 @@ def test_scatter_shows_three_layers_with_angle_and_ratio() -> None:
 
 def test_scatter_draws_at_most_so_many_dots_and_the_same_ones() -> None:
     weights = {"fc.weight": torch.randn(100, 100), "fc.backward_weight": torch.randn(100, 100)}
-    dots = [plots.weight_scatter({"fa": weights}).axes[0].collections[0].get_offsets() for _ in range(2)]
-    assert len(dots[0]) == plots.DOTS and (dots[0] == dots[1]).all()
+    dots = [scatter.weight_scatter({"fa": weights}).axes[0].collections[0].get_offsets() for _ in range(2)]
+    assert len(dots[0]) == scatter.DOTS and (dots[0] == dots[1]).all()
 
 
 def test_scatter_of_weights_that_are_not_finite_or_zero() -> None:
     weights = make_weights()
     weights["conv1.backward_weight"] = torch.full((20, 30), math.nan)
     weights["fc.weight"] = torch.zeros(20, 30)
-    assert "not finite" in texts(plots.weight_scatter({"wm": weights}))
+    assert "not finite" in texts(scatter.weight_scatter({"wm": weights}))
 
 
 def test_scatter_of_an_unknown_layer() -> None:
     with pytest.raises(UntiedError, match=r"'nope'.*conv1.*fc"):
-        plots.weight_scatter({"sa": make_weights()}, ["nope"])
+        scatter.weight_scatter({"sa": make_weights()}, ["nope"])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
 def test_three_layers(count: int) -> None:
     layers = [str(i) for i in range(count)]
-    chosen = plots.three_layers(layers)
+    chosen = scatter.three_layers(layers)
     assert len(chosen) == min(3, count) and chosen[:1] == layers[:1] and chosen[-1:] == layers[-1:]
 
 
@@ -326,16 +326,18 @@ def test_bars_show_the_gradient_angle_where_it_is_known() -> None:
 )
 def test_what_is_missing_can_still_be_drawn(metrics: list[dict[str, Any]], tmp_path: Path) -> None:
     for name, figure in (("a", plots.accuracy_curves(metrics)), ("b", plots.angles_over_time(metrics))):
-        assert len(plots.save(figure, tmp_path, name)) == 2
-    for figure in (plots.accuracy_bars([]), plots.accuracy_bars([EMPTY_ROW]), plots.weight_scatter({})):
-        plots.save(figure, tmp_path, "c")
+        assert len(style.save(figure, tmp_path, name)) == 2
+    for figure in (plots.accuracy_bars([]), plots.accuracy_bars([EMPTY_ROW]), scatter.weight_scatter({})):
+        style.save(figure, tmp_path, "c")
 
 
 def test_the_same_data_give_the_same_files(tmp_path: Path) -> None:
     contents = []
     for name in ("one", "two"):
-        paths = plots.save(plots.accuracy_curves(make_metrics()), tmp_path / name, "accuracy")
-        paths += plots.save(plots.weight_scatter({"sa": {k: v for k, v in FIXED.items()}}), tmp_path / name, "scatter")
+        paths = style.save(plots.accuracy_curves(make_metrics()), tmp_path / name, "accuracy")
+        paths += style.save(
+            scatter.weight_scatter({"sa": {k: v for k, v in FIXED.items()}}), tmp_path / name, "scatter"
+        )
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
     assert contents[0][0].startswith(b"\x89PNG") and b"<svg" in contents[0][1] and b"<dc:date>" not in contents[0][1]
@@ -394,9 +396,9 @@ def page_of(run: RunFolder, **options: Any) -> Page:
 
 def test_the_page_shows_all_of_a_run_and_needs_no_network(run: RunFolder) -> None:
     run.write_json("results.json", make_rows())
-    plots.save(plots.accuracy_curves(make_metrics()), run.path / "figures", "accuracy")
-    plots.save(plots.accuracy_bars(make_rows()), run.path / "figures", "results")
-    plots.save(plots.accuracy_bars(make_rows()), run.path / "figures", "mine")
+    style.save(plots.accuracy_curves(make_metrics()), run.path / "figures", "accuracy")
+    style.save(plots.accuracy_bars(make_rows()), run.path / "figures", "results")
+    style.save(plots.accuracy_bars(make_rows()), run.path / "figures", "mine")
     said = captions(make_rows(), make_metrics(), {}) | {"mine": Words("My own.", "Two numbers: 1 and 2.")}
     page = page_of(run, summary="One.\n\nTwo & three.", captions=said)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -426,7 +428,7 @@ def test_the_page_of_an_unfinished_run(run: RunFolder, rows: list[dict[str, Any]
 
 
 def test_an_experiment_adds_sections(run: RunFolder) -> None:
-    plots.save(plots.accuracy_bars(make_rows()), run.path / "figures", "extra")
+    style.save(plots.accuracy_bars(make_rows()), run.path / "figures", "extra")
     section = report.Section(
         "Dynamics",
         "First.\n\nSecond.",
@@ -451,7 +453,7 @@ def test_the_page_says_what_was_trained_what_came_out_and_where_to_read_on(run: 
     paper, guide = page.values("a", "href")[1::-1]
     assert paper == "https://arxiv.org/abs/2003.01513" and guide.endswith("docs/index.md")
     marks = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert [mark["fill"] for mark in marks] == [look.colour for look in plots.looks(RULES).values()]
+    assert [mark["fill"] for mark in marks] == [look.colour for look in style.looks(RULES).values()]
 
 
 @pytest.mark.parametrize(

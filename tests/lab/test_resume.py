@@ -20,7 +20,9 @@ from untied.lab.console import stopping
 from untied.lab.data import DataConfig
 from untied.lab.experiments import train
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training import loop
 from untied.lab.training.loop import Run, Stopped
 

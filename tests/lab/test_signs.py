@@ -116,7 +116,7 @@ def test_the_page_has_a_table_of_them() -> None:
 def test_the_angle_is_looked_at_over_batches_where_validation_is_one() -> None:
     """As on the digits: 269 images in one batch of up to 500."""
     from untied.lab.data import DataConfig
-    from untied.lab.settings.config import TrainConfig
+    from untied.lab.settings.run import TrainConfig
     from untied.lab.training.loop import Run
 
     run = Run(TrainConfig(rule="fa", model="mlp-8", epochs=1, data=DataConfig("digits")))

@@ -13,7 +13,10 @@ from torch import nn
 import untied
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
-from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training.loop import train
 from untied.lab.training.optim import Optimizers, factor, rings, time_constant
 from untied.lab.training.step import NotFinite, Objective, Phase, training_step

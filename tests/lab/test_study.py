@@ -17,7 +17,7 @@ from runs import DATA, silent, small
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
 from untied.lab.reading.secrets import without_password
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study import report
 from untied.lab.study.config import CHANGEABLE, NoiseConfig, SearchConfig, TransferConfig, entrant
 from untied.lab.study.queue import Queue

@@ -25,7 +25,7 @@ from servers import Server, Wire, mysql, postgresql
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.config import CHANGEABLE, TransferConfig
 from untied.lab.study.queue import Queue
 from untied.lab.study.recover import recover

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from runs import Page
 from untied.lab.keeping.record import RunFolder
-from untied.lab.showing import plots, writers
+from untied.lab.showing import style, writers
 from untied.lab.study import report
 from untied.lab.study.space import Space, space
 
@@ -140,13 +140,13 @@ def test_legends_of_studies_have_the_tables_order() -> None:
     for kind, sigmas in (("transfer", (None,)), ("noise", (0.0, 0.1))):
         rows = transferred(sigmas=sigmas)
         order = list(dict.fromkeys(line[0] for line in report.tabled(kind, rows)[1:]))
-        assert legend(report.drawn(kind, rows, {})[kind]) == [plots.shortened(rule) for rule in order]
+        assert legend(report.drawn(kind, rows, {})[kind]) == [style.shortened(rule) for rule in order]
 
 
 def test_a_transfer_is_shown_close_up_where_rules_pile_up() -> None:
     whole, close = report.drawn("transfer", transferred(), {})["transfer"].axes
     assert close.get_title() == "The same, close up" and close.get_ylim()[0] > 85
-    assert [text.get_text() for text in whole.texts] == [plots.shortened(LONG, 16)]
+    assert [text.get_text() for text in whole.texts] == [style.shortened(LONG, 16)]
     assert [text.get_text() for text in close.texts] == ["tuned:sa", "bp"]
 
 

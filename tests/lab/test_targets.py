@@ -18,9 +18,13 @@ from runs import small
 from untied.errors import UntiedError
 from untied.lab.cli import main
 from untied.lab.data import DataConfig
-from untied.lab.settings.config import CompareConfig, OptimizerConfig, PhaseConfig, TrainConfig
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.training.learners import learner
-from untied.lab.training.loop import Run, dataset, network, plain_network
+from untied.lab.training.loop import Run
+from untied.lab.training.setup import dataset, network, plain_network
 from untied.rules import NAMED, parse
 from untied.targets.propagation import KINDS, TargetPropagation
 

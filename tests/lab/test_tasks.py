@@ -19,7 +19,7 @@ from untied.lab.data.series import mackey_glass
 from untied.lab.keeping.record import RunFolder
 from untied.lab.models import build
 from untied.lab.reading import own
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.tasks import Autoencoding, Classification, MultiLabel, NextToken, Regression
 from untied.lab.tasks.trees import chunks, finite, first, size
 from untied.lab.training.loop import train

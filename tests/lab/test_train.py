@@ -20,7 +20,9 @@ from untied.lab.cli import main
 from untied.lab.data import DataConfig
 from untied.lab.experiments import train
 from untied.lab.keeping.record import RunFolder
-from untied.lab.settings.config import DeviceConfig, OptimizerConfig, PhaseConfig
+from untied.lab.settings.devices import DeviceConfig
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.phases import PhaseConfig
 from untied.lab.training.step import Objective
 
 PICTURES = DataConfig("synthetic", synthetic_shape=(3, 8, 8), synthetic_classes=3, synthetic_count=60, batch_size=12)

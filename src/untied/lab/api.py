@@ -30,8 +30,10 @@ from untied.errors import UntiedError
 from untied.lab.keeping.record import RunFolder, plain
 from untied.lab.reading import own
 from untied.lab.reading.fields import from_mapping
-from untied.lab.settings.config import CompareConfig, TrainConfig, label
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import label
 from untied.lab.settings.recipes import over
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing.tables import markdown_table
 from untied.rules.rule import Rule
 
@@ -179,7 +181,7 @@ def compare(
         rules: texts or `untied.rules.Rule` objects.
         model: see `Model`. data: see `Data`. batch_size: examples in a training step.
         quiet: print nothing.
-        settings: fields of `untied.lab.settings.config.CompareConfig`; runs are trained in this process unless
+        settings: fields of `untied.lab.settings.compare.CompareConfig`; runs are trained in this process unless
             ``workers`` says otherwise.
 
     Raises:
@@ -210,7 +212,7 @@ def train(
     Args:
         rule: a text or a `untied.rules.Rule`. model: see `Model`. data: see `Data`. batch_size: examples in a step.
         quiet: print nothing.
-        settings: fields of `untied.lab.settings.config.TrainConfig`.
+        settings: fields of `untied.lab.settings.run.TrainConfig`.
 
     Raises:
         UntiedError: as the command does, before anything is trained.
@@ -232,7 +234,7 @@ def search(
         space: wm, wm-adaptive, wm-operations, ia, or a YAML file.
         model: see `Model`. data: see `Data`. batch_size: examples in a step.
         quiet: print nothing.
-        run: fields of `untied.lab.settings.config.TrainConfig` that all runs have in common.
+        run: fields of `untied.lab.settings.run.TrainConfig` that all runs have in common.
         settings: fields of `untied.lab.study.config.SearchConfig`.
 
     Raises:

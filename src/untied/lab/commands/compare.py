@@ -6,7 +6,7 @@ from pathlib import Path
 
 from untied.errors import UntiedError
 from untied.lab.arguments import read_config, take_option
-from untied.lab.settings.config import CompareConfig
+from untied.lab.settings.compare import CompareConfig
 
 
 def run(words: list[str]) -> int:

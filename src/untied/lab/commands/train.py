@@ -6,8 +6,8 @@ from pathlib import Path
 
 from untied.errors import UntiedError
 from untied.lab.arguments import read_config, take_option
-from untied.lab.settings.config import TrainConfig
 from untied.lab.settings.recipes import recipe
+from untied.lab.settings.run import TrainConfig
 
 
 def run(words: list[str]) -> int:

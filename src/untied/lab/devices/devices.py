@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from untied.errors import UntiedError
 from untied.lab.devices.fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from untied.lab.devices.sync_batch_norm import synchronised
-from untied.lab.settings.config import DeviceConfig
+from untied.lab.settings.devices import DeviceConfig
 from untied.layers.layer import Untied
 
 __all__ = [

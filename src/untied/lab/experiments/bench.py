@@ -25,7 +25,7 @@ from untied.lab.measuring.timing import Clock, Step, interleaved, plain_step, un
 from untied.lab.models import build
 from untied.lab.reading.fields import from_mapping
 from untied.lab.settings.bench import BenchConfig, Case
-from untied.lab.showing import plots, report, writers
+from untied.lab.showing import report, style, writers
 from untied.lab.showing.costs import (
     CONTROL,
     HEADS,
@@ -42,7 +42,7 @@ from untied.lab.showing.costs import (
     table_rows,
 )
 from untied.lab.training.learners import made
-from untied.lab.training.loop import sized
+from untied.lab.training.setup import sized
 
 __all__ = ["again", "bench", "profiled"]
 
@@ -220,7 +220,7 @@ def _finish(folder: RunFolder, config: BenchConfig, console: Console) -> None:
     if not rows:
         console.print(f"nothing was measured; {folder.path} has the configuration", highlight=False)
         return
-    plots.save(speed_figure(rows), folder.path / "figures", "cost")
+    style.save(speed_figure(rows), folder.path / "figures", "cost")
     sections = [
         report.Section(str(case), rows=[{HEADS[k]: cells(row)[k] for k in shown_columns(own)} for row in own])
         for case, own in by_case(rows)

@@ -13,12 +13,12 @@ from untied.errors import UntiedError
 from untied.lab.console import say
 from untied.lab.data import Dataset
 from untied.lab.settings.check import CheckConfig
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.tasks import Task
 from untied.lab.tasks.trees import Tree, first, to
 from untied.lab.training.fitting import check_fit
 from untied.lab.training.learners import learner
-from untied.lab.training.loop import dataset, network, task_of
+from untied.lab.training.setup import dataset, network, task_of
 
 __all__ = ["check", "verdict"]
 

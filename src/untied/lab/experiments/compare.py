@@ -28,12 +28,15 @@ from untied.lab.keeping.record import METRICS, RunFolder, file_name, new_folder
 from untied.lab.measuring.timing import step_costs
 from untied.lab.reading.fields import from_mapping
 from untied.lab.rules.signs import FROZEN, marks
-from untied.lab.settings.config import TUNED, CompareConfig, PhaseConfig, label
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import TUNED, label
+from untied.lab.settings.phases import PhaseConfig
 from untied.lab.tasks import Task, metric_of
 from untied.lab.training.fitting import check_fit
-from untied.lab.training.loop import NotFinite, dataset, network, task_of, train
+from untied.lab.training.loop import NotFinite, train
 from untied.lab.training.optim import Optimizers, rings, time_constant
 from untied.lab.training.phases import Plan
+from untied.lab.training.setup import dataset, network, task_of
 
 __all__ = ["again", "compare", "resume"]
 
@@ -337,7 +340,7 @@ def mean(values: list[float | None]) -> float | None:
 
 def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], console: Console) -> None:
     """Write table, figures and page; print the table."""
-    from untied.lab.showing import findings, plots, report  # here, as they are slow to import
+    from untied.lab.showing import findings, plots, report, scatter, style  # here, as they are slow to import
 
     folder.write_json("results.json", rows)
     folder.write_text("table.md", report.markdown_table(rows))
@@ -345,16 +348,16 @@ def finish(folder: RunFolder, config: CompareConfig, rows: list[Message], consol
     metrics = folder.metrics()
     figures = folder.path / "figures"
     order = [row["rule"] for row in rows]
-    plots.save(plots.accuracy_curves(metrics, metric_of(rows), order), figures, "accuracy")
-    plots.save(plots.accuracy_bars(rows), figures, "results")
-    plots.save(plots.angles_over_time(metrics, order), figures, "angles")
+    style.save(plots.accuracy_curves(metrics, metric_of(rows), order), figures, "accuracy")
+    style.save(plots.accuracy_bars(rows), figures, "results")
+    style.save(plots.angles_over_time(metrics, order), figures, "angles")
     there = set(folder.weight_names())
     first: dict[str, Any] = {}
     for entry in config.rules:
         name = next((n for seed in config.all_seeds if (n := weights_kept(entry, seed, there))), None)
         if name is not None:
             first[label(entry)] = folder.weights(name)
-    plots.save(plots.weight_scatter(first), figures, "scatter")
+    style.save(scatter.weight_scatter(first), figures, "scatter")
     page = report.write_html(
         folder, finding=findings.finding(rows), captions=findings.captions(rows, metrics, first),
         sections=report.in_depth(rows),

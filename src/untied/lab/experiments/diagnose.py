@@ -31,14 +31,18 @@ from untied.lab.devices.devices import single_device
 from untied.lab.keeping.record import RunFolder, new_folder
 from untied.lab.measuring.probe import Probe, probed, spread
 from untied.lab.reading.fields import from_mapping
-from untied.lab.settings.config import OptimizerConfig, TrainConfig, parse_entry
 from untied.lab.settings.diagnose import DiagnoseConfig
+from untied.lab.settings.entries import parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing import report, writers
 from untied.lab.showing.findings import listed
-from untied.lab.showing.plots import SOFT, STYLE, logarithmic, save, weight_scatter
+from untied.lab.showing.scatter import weight_scatter
+from untied.lab.showing.style import SOFT, STYLE, logarithmic, save
 from untied.lab.training.fitting import check_fit
-from untied.lab.training.loop import dataset, network, seed_step, task_of
+from untied.lab.training.loop import seed_step
 from untied.lab.training.optim import Optimizers
+from untied.lab.training.setup import dataset, network, task_of
 from untied.lab.training.step import NotFinite, Objective, training_step
 from untied.metrics import angle
 from untied.primitives.primitive import amp, decay

@@ -24,7 +24,7 @@ from untied.lab.reading.fields import from_mapping
 from untied.lab.settings.dynamics import DynamicsConfig
 from untied.lab.showing import report, writers
 from untied.lab.showing.findings import listed
-from untied.lab.showing.plots import STYLE, save
+from untied.lab.showing.style import STYLE, save
 
 __all__ = ["WEIGHT_MIRROR", "again", "dynamics", "phase_portraits", "summary"]
 

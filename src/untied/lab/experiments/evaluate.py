@@ -19,11 +19,13 @@ from untied.lab.devices.devices import fabric_of, prepared
 from untied.lab.experiments.train import open_run
 from untied.lab.keeping.record import write_tensors
 from untied.lab.rules.targets import ByTargets
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing import writers
 from untied.lab.training import checkpoint
+from untied.lab.training.identity import identity, same_run
 from untied.lab.training.learners import learner
-from untied.lab.training.loop import alignment, dataset, evaluate, identity, network, same_run, task_of
+from untied.lab.training.scoring import alignment, evaluate
+from untied.lab.training.setup import dataset, network, task_of
 
 __all__ = ["Which", "evaluate_run", "export", "load_run"]
 

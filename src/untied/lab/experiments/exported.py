@@ -30,7 +30,7 @@ from untied.lab.keeping.record import RunFolder, open_tensors, write_atomically,
 from untied.lab.reading.edges import load_json
 from untied.lab.rules.signs import trained_as
 from untied.lab.tasks.trees import first, to
-from untied.lab.training.loop import task_of
+from untied.lab.training.setup import task_of
 
 __all__ = ["load", "write"]
 

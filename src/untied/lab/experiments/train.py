@@ -28,14 +28,16 @@ from untied.lab.keeping.environment import same_threads
 from untied.lab.keeping.record import ENVIRONMENT, RunFolder, new_folder
 from untied.lab.reading.fields import from_mapping
 from untied.lab.rules.signs import marks
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing import card
 from untied.lab.tasks import Metric, metrics_of
 from untied.lab.training import checkpoint, tracking
 from untied.lab.training.fitting import check_fit
-from untied.lab.training.loop import LAST, NotFinite, Run, Stopped, dataset, identity, network, read_last, task_of
+from untied.lab.training.identity import LAST, identity, read_last
+from untied.lab.training.loop import NotFinite, Run, Stopped
 from untied.lab.training.optim import Optimizers, rings
 from untied.lab.training.phases import Plan
+from untied.lab.training.setup import dataset, network, task_of
 
 __all__ = ["open_run", "resume", "rewrite", "train"]
 
@@ -188,7 +190,7 @@ def go(config: TrainConfig, fabric: Fabric, again: bool, console: Console) -> in
 
 def finish(folder: RunFolder, config: TrainConfig) -> None:
     """Write card, figures and page from what the folder of a run that has ended holds."""
-    from untied.lab.showing import findings, plots, report  # here, as they are slow to import
+    from untied.lab.showing import findings, plots, report, scatter, style  # here, as they are slow to import
 
     card.write(folder, config)
     metrics, figures = folder.metrics(), folder.path / "figures"
@@ -197,9 +199,9 @@ def finish(folder: RunFolder, config: TrainConfig) -> None:
     weights = {config.rule: state}
     result = folder.read_json("results.json")
     metric = metrics_of(result)[0]
-    plots.save(plots.accuracy_curves(metrics, metric), figures, "accuracy")
-    plots.save(plots.angles_over_time(metrics), figures, "angles")
-    plots.save(plots.weight_scatter(weights), figures, "scatter")
+    style.save(plots.accuracy_curves(metrics, metric), figures, "accuracy")
+    style.save(plots.angles_over_time(metrics), figures, "angles")
+    style.save(scatter.weight_scatter(weights), figures, "scatter")
     score = result.get(metric.name)
     row = result | {
         "rule": config.rule,

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from untied.lab.settings.config import CompareConfig, OptimizerConfig
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 from untied.lab.tasks import Classification, Task
-from untied.lab.training.loop import dataset, network, plain_network, task_of
 from untied.lab.training.optim import Group, Optimizers
+from untied.lab.training.setup import dataset, network, plain_network, task_of
 from untied.lab.training.step import Objective, Phase, training_step
 from untied.layers.layer import untied_layers
 from untied.rules.rule import Rule

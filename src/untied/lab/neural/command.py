@@ -30,7 +30,7 @@ from untied.lab.neural.recording import Recording
 from untied.lab.settings.neural import NeuralConfig
 from untied.lab.showing import report
 from untied.lab.showing.findings import listed
-from untied.lab.showing.plots import save
+from untied.lab.showing.style import save
 
 __all__ = ["again", "neural"]
 

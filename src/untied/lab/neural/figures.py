@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from untied.lab.neural.summary import BEST, RDM, Row, is_floor, reference, short_names
 from untied.lab.neural.tables import main_rows, plus_minus
 from untied.lab.showing.findings import Words
-from untied.lab.showing.plots import STYLE, Look, looks
+from untied.lab.showing.style import STYLE, Look, looks
 
 __all__ = ["bars", "captions", "curves", "finding", "neurons"]
 

@@ -20,10 +20,12 @@ from untied.lab.experiments.evaluate import load_run
 from untied.lab.keeping.record import RunFolder
 from untied.lab.neural.preprocess import Seeing, as_trained
 from untied.lab.reading.fields import from_mapping
-from untied.lab.settings.config import CompareConfig, TrainConfig, is_called, label
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.entries import is_called, label
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.config import KINDS
 from untied.lab.training import checkpoint
-from untied.lab.training.loop import dataset, network
+from untied.lab.training.setup import dataset, network
 
 __all__ = ["PIXELS", "RANDOM", "Network", "networks"]
 

@@ -12,7 +12,8 @@ import torch
 
 from untied.errors import UntiedError
 from untied.lab.reading.edges import bounded
-from untied.lab.settings.config import OptimizerConfig, backward_default, parse_entry
+from untied.lab.settings.entries import parse_entry
+from untied.lab.settings.optimizer import OptimizerConfig, backward_default
 from untied.rules.rule import Rule
 
 __all__ = ["BenchConfig", "Case"]

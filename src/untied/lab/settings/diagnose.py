@@ -10,7 +10,8 @@ import tyro
 
 from untied.errors import UntiedError
 from untied.lab.data import DataConfig
-from untied.lab.settings.config import CompareConfig, OptimizerConfig
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.optimizer import OptimizerConfig
 
 __all__ = ["DiagnoseConfig"]
 

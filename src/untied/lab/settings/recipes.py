@@ -18,7 +18,7 @@ from rich.table import Table
 
 from untied.errors import UntiedError
 from untied.lab.reading.fields import from_mapping, read_mapping
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 
 __all__ = ["folder", "print_recipes", "recipe", "recipes"]
 

@@ -9,7 +9,7 @@ import yaml
 
 from untied.lab.keeping.record import RunFolder
 from untied.lab.reading.edges import printable
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.showing.tables import long_name
 from untied.lab.tasks import metrics_of
 

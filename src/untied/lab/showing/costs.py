@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from untied.lab.settings.bench import Case
-from untied.lab.showing import plots, writers
+from untied.lab.showing import style, writers
 from untied.lab.showing.findings import Words
 
 __all__ = [
@@ -159,14 +159,14 @@ def _rules(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def speed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel a case: the ratio of each round, the median, and what is counted."""
     cases = by_case(rows)
-    with matplotlib.rc_context(plots.STYLE):
+    with matplotlib.rc_context(style.STYLE):
         height = sum(0.9 + 0.32 * len(own) for _, own in cases)
         figure = Figure(figsize=(8.5, 0.5 + height), layout="constrained")
         grid = figure.subplots(
             len(cases), 1, squeeze=False, sharex=True, height_ratios=[0.9 + 0.32 * len(own) for _, own in cases]
         )
         highest = max(max(row["counted"], _quantile(sorted(row["ratios"]), 0.9)) for row in rows)
-        palette = plots.colours([row["rule"] for row in rows])
+        palette = style.colours([row["rule"] for row in rows])
         for axes, (case, own) in zip(grid[:, 0], cases, strict=True):
             own = [row for row in own if row["rule"] != PLAIN]
             for y, row in enumerate(own):

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from untied.lab.rules.signs import FROZEN
-from untied.lab.showing.plots import Metrics, by_rule, in_numbers, over_epochs, scattered
+from untied.lab.showing.plots import Metrics, by_rule, over_epochs
+from untied.lab.showing.scatter import in_numbers, scattered
 from untied.lab.showing.tables import Rows, cells, deviation, known, split
 from untied.lab.tasks.metric import metric_of
 

@@ -14,7 +14,7 @@ from untied.lab import models, tasks
 from untied.lab.data.config import DataName
 from untied.lab.reading import own
 from untied.lab.rules.signs import FROZEN
-from untied.lab.settings.config import PRESETS, TUNED
+from untied.lab.settings.entries import PRESETS, TUNED
 from untied.layers.layer import LAYERS
 from untied.primitives.primitive import KNOWN
 from untied.rules import FEEDBACK, NAMED, as_rule, taxonomy

@@ -8,133 +8,27 @@ value that is missing or null leaves a gap, so that an interrupted run can be dr
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, MaxNLocator, MultipleLocator
-from torch import Tensor
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from untied.errors import UntiedError
-from untied.lab.keeping.record import file_name, write_atomically
-from untied.lab.showing.tables import cells, deviation, known, short_name, split
+from untied.lab.showing.scatter import some
+from untied.lab.showing.style import STYLE, Look, empty, legend_of, looks, say_on, shaded, shortened
+from untied.lab.showing.tables import cells, deviation, known, split
 from untied.lab.tasks.metric import ACCURACY, Metric, metric_of
-from untied.metrics import angle
 
-__all__ = [
-    "Look",
-    "accuracy_bars",
-    "accuracy_curves",
-    "angles_over_time",
-    "by_rule",
-    "colours",
-    "in_numbers",
-    "legend_of",
-    "logarithmic",
-    "looks",
-    "name_ends",
-    "over_epochs",
-    "pile",
-    "save",
-    "scattered",
-    "shaded",
-    "shortened",
-    "three_layers",
-    "weight_scatter",
-]
-
-COLOURS = {
-    "bp": "#6B6B6B", "sa": "#0072B2", "aa": "#4A97DB", "ia": "#B8860B", "wm": "#D55E00", "fa": "#8C6D46",
-    "kp": "#009E73", "dfa": "#AA4499", "mkp": "#117733", "frozen": "#8B8680", "usf": "#CC79A7", "frsf": "#B03A75",
-    "brsf": "#6A5ACD", "sdfa": "#8A8A1E", "drtp": "#B5442E", "dkp": "#7C7FC9", "pfa": "#1F9393", "ldfa": "#7A9A2E",
-    "rdd": "#EE3377", "tp": "#9A6FB0", "dtp": "#5C8A3A", "sdtp": "#C0603F", "drl": "#3E86A8", "ldrl": "#B04A8A",
-    "ddtp": "#A07D1C",
-}  # fmt: skip
-SPARE = ("#4F8FBF", "#8F8F00", "#9E5200", "#5560B8", "#A05A5A", "#3B7A7A", "#BB5566")
-MARKERS = "osD^vPX*<>"
-Dash = Literal["-", "--", ":"]
-DASHES: dict[str, Dash] = {"bp": "--", "frozen": ":"}
-"""Of the baselines; a rule's line is solid."""
-SOFT = "#666666"
-"""Of words and lines that stand back."""
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "figure.constrained_layout.h_pad": 0.08,  # inches
-    "figure.constrained_layout.w_pad": 0.08,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "text.parse_math": False,  # labels are users' text: a $ in it is a dollar
-    "svg.hashsalt": "untied",  # with no date in the file, the same data give the same SVG
-}
-DOTS = 4000
-"""At most so many dots a panel of a scatter plot."""
+__all__ = ["accuracy_bars", "accuracy_curves", "angles_over_time", "by_rule", "name_ends", "over_epochs", "pile"]
 
 Metrics = Sequence[Mapping[str, Any]]
 Curve = dict[float, np.ndarray]  # the values of all seeds, by epoch
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a rule is drawn: colour, marker and dash, in matplotlib's words."""
-
-    colour: str
-    marker: str
-    dash: Dash
-
-
-_MARKER_OF = {colour: MARKERS[i % len(MARKERS)] for i, colour in enumerate((*COLOURS.values(), *SPARE))}
-
-
-def looks(rules: Iterable[str]) -> dict[str, Look]:
-    """How each rule is drawn, in the order in which they are given."""
-    return {
-        rule: Look(colour, _MARKER_OF[colour], DASHES.get(short_name(rule), "-"))
-        for rule, colour in colours(rules).items()
-    }
-
-
-def colours(rules: Iterable[str]) -> dict[str, str]:
-    """A colour for each rule: its own for a named one; for any other one a spare, chosen by its text."""
-    chosen: dict[str, str] = {}
-    rules = list(dict.fromkeys(rules))
-    for rule in sorted(rules, key=lambda rule: rule not in COLOURS):  # plain names take their colours first
-        own = COLOURS.get(short_name(rule))
-        start = int(hashlib.sha256(rule.encode()).hexdigest(), 16) % len(SPARE)
-        wanted = ([own] if own else []) + [*SPARE[start:], *SPARE[:start]]
-        chosen[rule] = next((colour for colour in wanted if colour not in chosen.values()), wanted[-1])
-    return {rule: chosen[rule] for rule in rules}
-
-
-def shaded(layers: Sequence[str]) -> dict[str, Any]:
-    """A colour for each layer, from blue at the input to red at the output, each with 3:1 on white."""
-    return dict(zip(layers, matplotlib.colormaps["plasma"](np.linspace(0, 0.56, len(layers))), strict=True))
-
-
-def legend_of(palette: Mapping[str, Look]) -> list[Line2D]:
-    """What a legend shows of each rule, in the order of the palette."""
-    return [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markersize=5, label=shortened(rule))
-        for rule, look in palette.items()
-    ]
 
 
 def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY, rules: Sequence[str] = ()) -> Figure:
@@ -154,7 +48,7 @@ def accuracy_curves(metrics: Metrics, judge: Metric = ACCURACY, rules: Sequence[
     ends = {rule: (max(curve), float(curve[max(curve)].mean())) for rule, curve in curves.items()}
     with matplotlib.rc_context(STYLE):
         if not curves:
-            return _empty(Figure(figsize=(9.0, 4.0), layout="constrained"), f"no validation {judge.title} yet")
+            return empty(Figure(figsize=(9.0, 4.0), layout="constrained"), f"no validation {judge.title} yet")
         near = pile([y for _, y in ends.values()], _span(curves.values(), judge), judge.higher)
         figure = Figure(figsize=(10.0 if near else 7.0, 4.0), layout="constrained")
         panels = figure.subplots(1, 2 if near else 1, squeeze=False)[0]
@@ -193,7 +87,7 @@ def accuracy_bars(rows: Metrics) -> Figure:
     with matplotlib.rc_context(STYLE):
         height = 1.3 + 0.42 * max(1, len(rows))
         if not any(known(row.get("accuracy_mean")) for row in rows):
-            return _empty(Figure(figsize=(9.0, height), layout="constrained"), "no rule has finished yet")
+            return empty(Figure(figsize=(9.0, height), layout="constrained"), "no rule has finished yet")
         judge, palette = metric_of(rows), looks(row["rule"] for row in rows)
         near, angles = _near(rows), any(known(row.get("gradient_angle")) for row in rows)
         shares = [3.0, *([2.2] if near else []), *([2.0] if angles else [])]
@@ -236,7 +130,7 @@ def angles_over_time(metrics: Metrics, rules: Sequence[str] = ()) -> Figure:
         lines = math.ceil(max(1, len(groups)) / columns)
         figure = Figure(figsize=(max(4.5, 2.2 * columns + 1.6), 2.3 * lines + 0.6), layout="constrained")
         if not groups:
-            return _empty(figure, "no angles yet")
+            return empty(figure, "no angles yet")
         shades = shaded(layers)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         drawn = [_angles(axes, *group, shades) for axes, group in zip(grid.flat, groups, strict=False)]
@@ -248,99 +142,10 @@ def angles_over_time(metrics: Metrics, rules: Sequence[str] = ()) -> Figure:
         figure.suptitle("Angle between backward and forward weights", fontsize=12)
         figure.supxlabel("epoch", fontsize=10)
         figure.supylabel("angle (degrees)", fontsize=10)
-        handles = [Line2D([], [], color=shades[layer], label=layer) for layer in _some(layers, 8)]
+        handles = [Line2D([], [], color=shades[layer], label=layer) for layer in some(layers, 8)]
         handles.append(Line2D([], [], color="black", linestyle="--", label="gradient of the\nwhole network"))
         figure.legend(handles=handles, loc="outside right center", title="layer")
         return figure
-
-
-def weight_scatter(weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: Sequence[str] | None = None) -> Figure:
-    """Elements of B against elements of W, as in Fig. 2d-f of the paper: a row a rule, a column a layer.
-
-    The dotted diagonal is weight symmetry. The vertical axis grows with B where B has outgrown W. At most DOTS
-    elements are drawn, the same ones each time; the angle and the norm ratio in a panel are of all of them. A rule
-    that stores no backward weight in W's layout (backpropagation, sign symmetry, direct feedback) has no row.
-
-    Args:
-        weights_by_rule: state dicts with "<layer>.weight" and "<layer>.backward_weight".
-        layers: names of the layers; by default the first, a middle and the last one.
-
-    Raises:
-        UntiedError: a layer that no rule has.
-    """
-    rules, layers = scattered(weights_by_rule, layers)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.5, 2.6 * len(layers) + 0.8), 2.4 * len(rules) + 0.6), layout="constrained")
-        if not rules or not layers:
-            return _empty(figure, "no backward weights yet")
-        palette = colours(weights_by_rule)
-        grid = figure.subplots(len(rules), len(layers), squeeze=False)
-        for line, rule in zip(grid, rules, strict=True):
-            for axes, layer in zip(line, layers, strict=True):
-                _scatter(axes, weights_by_rule[rule], layer, palette[rule])
-            line[0].set_ylabel(shortened(rule), fontsize=12, fontweight="bold")
-        for axes, layer in zip(grid[0], layers, strict=True):
-            axes.set_title(f"layer {layer}")
-        figure.supxlabel("elements of the forward weight W", fontsize=10)
-        figure.supylabel("elements of the backward weight B", fontsize=10)
-        return figure
-
-
-def scattered(
-    weights_by_rule: Mapping[str, Mapping[str, Tensor]], layers: Sequence[str] | None = None
-) -> tuple[list[str], list[str]]:
-    """The rules and the layers of which `weight_scatter` has panels; its arguments, and what it raises."""
-    names = {rule: _untied_layers(weights) for rule, weights in weights_by_rule.items()}
-    there = list(dict.fromkeys(layer for own in names.values() for layer in own))
-    layers = three_layers(there) if layers is None else list(layers)
-    for layer in layers:
-        if layer not in there:
-            possible = ", ".join(there) or "none"
-            raise UntiedError(f"layer {layer!r} has no backward weight in these weights; layers that have: {possible}")
-    return [rule for rule, own in names.items() if own], layers
-
-
-def in_numbers(weights: Mapping[str, Tensor], layer: str) -> str:
-    """The angle between B and W of a layer and the ratio of their norms; or why there are none."""
-    found = _elements(weights, layer)
-    if found is None:
-        return "no backward weight"
-    if not np.isfinite(found).all():
-        return "not finite"
-    W, B = found
-    ratio = float(np.linalg.norm(B) / np.linalg.norm(W)) if W.any() else math.nan
-    degrees = angle(weights[f"{layer}.weight"], weights[f"{layer}.backward_weight"])
-    return f"{degrees:.1f}°, ‖B‖/‖W‖ = {ratio:{'.2f' if 0.1 <= ratio < 100 else '.2g'}}"
-
-
-def three_layers(layers: Sequence[str]) -> list[str]:
-    """The first, a middle and the last of the layers; all of them if there are three or fewer."""
-    return list(layers) if len(layers) <= 3 else [layers[0], layers[len(layers) // 2], layers[-1]]
-
-
-class Plain(LogFormatter):
-    """Numbers on a logarithmic axis in plain digits, at the places that matplotlib chooses."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """A number, or nothing where none is to stand."""
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def logarithmic(axis: Axis) -> None:
-    """Plain digits on an axis: matplotlib would write mathematics, which STYLE leaves unread."""
-    axis.set_major_formatter(Plain())
-    axis.set_minor_formatter(Plain())
-
-
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write <name>.png and <name>.svg into a folder, which is made if need be. The same figure gives the same bytes."""
-    written = []
-    with matplotlib.rc_context(STYLE):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            written.append(write_atomically(Path(folder) / f"{file_name(name)}.{kind}", buffer.getvalue()))
-    return written
 
 
 def by_rule(metrics: Metrics, rules: Sequence[str] = ()) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -508,71 +313,9 @@ def _angles(axes: Axes, rule: str, rows: Metrics, shades: Mapping[str, Any]) -> 
         largest = max([largest, *y])
     axes.set_title(shortened(rule))
     if not any(curve for *_, curve in series):
-        _say(axes, "no angles")
+        say_on(axes, "no angles")
     return largest
 
 
 def _weight_angle(layer: str, row: Mapping[str, Any]) -> float | None:
     return (row.get("weight_angle") or {}).get(layer)
-
-
-def _untied_layers(weights: Mapping[str, Tensor]) -> list[str]:
-    """Layers whose B lies in W's layout: the two can be compared element by element."""
-    names = [key.removesuffix(".backward_weight") for key in weights if key.endswith(".backward_weight")]
-    return [n for n in names if f"{n}.weight" in weights and _alike(weights, n)]
-
-
-def _alike(weights: Mapping[str, Tensor], layer: str) -> bool:
-    factored = f"{layer}.backward_factor" in weights
-    return not factored and weights[f"{layer}.weight"].shape == weights[f"{layer}.backward_weight"].shape
-
-
-def _elements(weights: Mapping[str, Tensor], layer: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The elements of W and of B, in the same order; None where they cannot be compared one by one."""
-    forward, backward = weights.get(f"{layer}.weight"), weights.get(f"{layer}.backward_weight")
-    if forward is None or backward is None or not _alike(weights, layer):
-        return None
-    W, B = (tensor.detach().double().cpu().flatten().numpy() for tensor in (forward, backward))
-    return W, B
-
-
-def _scatter(axes: Axes, weights: Mapping[str, Tensor], layer: str, colour: str) -> None:
-    said, found = in_numbers(weights, layer), _elements(weights, layer)
-    if found is None or not np.isfinite(found).all():
-        return _say(axes, said)
-    W, B = found
-    shown = np.random.default_rng(0).permutation(len(W))[:DOTS]
-    width = 1.05 * max(float(np.abs(W).max()), 1e-12)
-    height = max(width, 1.05 * float(np.abs(B).max()))
-    axes.scatter(W[shown], B[shown], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-    axes.plot([-width, width], [-width, width], ":", color="black", linewidth=1.2)
-    axes.set(xlim=(-width, width), ylim=(-height, height))
-    axes.locator_params(nbins=5)
-    axes.text(
-        0.03, 0.97, said.replace(", ", "\n"),
-        transform=axes.transAxes, va="top", fontsize=9,
-        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
-    )  # fmt: skip
-    return None
-
-
-def _some(layers: Sequence[str], count: int) -> list[str]:
-    """The layers, or ``count`` of them from the first to the last."""
-    if len(layers) <= count:
-        return list(layers)
-    return [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
-
-
-def shortened(rule: str, most: int = 26) -> str:
-    """A rule as figures have it: cut where it is long."""
-    return rule if len(rule) <= most else rule[: most - 1] + "…"
-
-
-def _say(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=SOFT)
-
-
-def _empty(figure: Figure, words: str) -> Figure:
-    figure.clear()
-    figure.text(0.5, 0.5, words, ha="center", va="center", color=SOFT)
-    return figure

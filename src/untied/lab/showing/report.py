@@ -24,7 +24,7 @@ import yaml
 from untied.lab.keeping.record import CONFIG, ENVIRONMENT, RunFolder
 from untied.lab.rules import signs
 from untied.lab.showing.findings import Words, listed
-from untied.lab.showing.plots import looks
+from untied.lab.showing.style import looks
 from untied.lab.showing.tables import Rows, cells, csv_table, heads, known, markdown_table, rich_table
 from untied.lab.tasks.metric import metric_of
 

@@ -13,8 +13,11 @@ from untied.errors import UntiedError
 from untied.lab.keeping.record import file_name, plain
 from untied.lab.reading.fields import from_mapping
 from untied.lab.reading.secrets import without_password
-from untied.lab.settings.config import CompareConfig, DeviceConfig, TrainConfig, parse_entry
+from untied.lab.settings.compare import CompareConfig
+from untied.lab.settings.devices import DeviceConfig
+from untied.lab.settings.entries import parse_entry
 from untied.lab.settings.recipes import over, recipe
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.gpus import SHARES
 from untied.lab.study.space import Space, space
 from untied.rules import parse

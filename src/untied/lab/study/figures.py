@@ -11,7 +11,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from untied.lab.showing.plots import SOFT, STYLE, Look, legend_of, logarithmic, looks, name_ends, pile
+from untied.lab.showing.plots import name_ends, pile
+from untied.lab.showing.style import SOFT, STYLE, Look, legend_of, logarithmic, looks
 
 __all__ = ["history", "importance", "noise", "parameters", "transfer", "word"]
 

@@ -18,11 +18,11 @@ from untied.lab.console import say
 from untied.lab.keeping.processes import is_free
 from untied.lab.keeping.record import CONFIG, TRIAL, RunFolder
 from untied.lab.reading.fields import from_mapping
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.config import CHANGEABLE, StudyConfig, kind_of
 from untied.lab.study.run import DEFINITION, named, open_folder
 from untied.lab.study.storage import NoStudy, create, load, open_storage, patiently
-from untied.lab.training.loop import LAST, settings
+from untied.lab.training.identity import LAST, settings
 
 __all__ = ["recover"]
 

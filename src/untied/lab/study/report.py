@@ -13,7 +13,7 @@ from rich.console import Console
 
 from untied.lab.console import say
 from untied.lab.keeping.record import RunFolder
-from untied.lab.showing import plots, report, writers
+from untied.lab.showing import report, style, writers
 from untied.lab.showing.findings import Words, listed
 from untied.lab.showing.report import Section
 from untied.lab.study import figures
@@ -38,7 +38,7 @@ def write(folder: RunFolder, kind: str, rows: Rows, planned: int | None, console
     shares = importances(rows) if kind == "search" else {}
     table, pictures = tabled(kind, rows), drawn(kind, rows, shares)
     for name, figure in pictures.items():
-        plots.save(figure, folder.path / "figures", name)
+        style.save(figure, folder.path / "figures", name)
     folder.write_text("table.md", markdown(table))
     folder.write_text("table.csv", comma_separated(rows))
     said = summary(kind, rows)

@@ -33,7 +33,7 @@ from untied.lab.study.sampler import Sampler
 from untied.lab.study.storage import NoAnswer, create, load, open_storage
 from untied.lab.study.worker import Worker
 from untied.lab.training.fitting import check_fit
-from untied.lab.training.loop import dataset
+from untied.lab.training.setup import dataset
 
 __all__ = ["again", "join", "read_study", "run", "show"]
 

@@ -21,12 +21,14 @@ from untied.lab.devices.fabric import Fabric
 from untied.lab.keeping.environment import same_threads
 from untied.lab.keeping.processes import LOCK
 from untied.lab.keeping.record import CONFIG, ENVIRONMENT, TRACEBACK, TRIAL, Damaged, RunFolder, begun, plain
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.study.config import StudyConfig
 from untied.lab.study.queue import Claim, Queue
 from untied.lab.study.storage import NoAnswer
 from untied.lab.training.checkpoint import PREVIOUS
-from untied.lab.training.loop import LAST, NotFinite, Run, Stopped, dataset
+from untied.lab.training.identity import LAST
+from untied.lab.training.loop import NotFinite, Run, Stopped
+from untied.lab.training.setup import dataset
 
 __all__ = ["Worker"]
 

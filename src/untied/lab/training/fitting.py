@@ -11,9 +11,9 @@ from untied.errors import UntiedError
 from untied.lab.data import Dataset
 from untied.lab.models import build, is_own
 from untied.lab.reading import own
-from untied.lab.settings.config import TrainConfig
+from untied.lab.settings.run import TrainConfig
 from untied.lab.tasks.trees import first, shapes, to
-from untied.lab.training.loop import plain_network, task_of
+from untied.lab.training.setup import plain_network, task_of
 
 __all__ = ["check_fit"]
 

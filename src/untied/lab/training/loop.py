@@ -7,117 +7,45 @@ run that goes on from a checkpoint is, bit for bit on a CPU, the run that was ne
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import untied
 from untied.errors import UntiedError
-from untied.lab import tasks
-from untied.lab.data import DataConfig, Dataset, Loader, load
 from untied.lab.devices.devices import agree, broadcast_buffers, gathered, prepared, single_device, summed, unsharded
 from untied.lab.devices.fabric import Fabric
-from untied.lab.models import build
-from untied.lab.reading.edges import shown
-from untied.lab.rules.signs import freeze, looks
-from untied.lab.settings.config import TrainConfig
-from untied.lab.tasks import Task
-from untied.lab.tasks.trees import channels_last, first, groups, size, to
+from untied.lab.rules.signs import looks
+from untied.lab.settings.run import TrainConfig
+from untied.lab.tasks.trees import channels_last, size
 from untied.lab.training import checkpoint
 from untied.lab.training.checkpoint import Position
-from untied.lab.training.learners import learner, made
+from untied.lab.training.identity import LAST, identity, read_last
+from untied.lab.training.learners import learner
 from untied.lab.training.optim import Optimizers
 from untied.lab.training.phases import Plan
+from untied.lab.training.scoring import LOOKS, alignment, evaluate, losses
+from untied.lab.training.setup import dataset, network, task_of
 from untied.lab.training.step import NotFinite, Objective, training_step
 from untied.rules.rule import Rule
 from untied.targets.reversing import quiet
 
-__all__ = ["NotFinite", "Run", "Scores", "Stopped", "dataset", "evaluate", "network", "plain_network",
-           "read_last", "same_run", "task_of", "train"]  # fmt: skip
+__all__ = ["NotFinite", "Run", "Stopped", "train"]
 
 Report = Callable[[dict[str, Any]], None]
 CHECK_EVERY = 25  # steps between two looks at a device that computes on its own
-LAST = Path("checkpoints/last.safetensors")
 
 
 class Stopped(Exception):
     """The run was asked to stop, and has saved where it is."""
-
-
-@lru_cache(maxsize=1)  # successive runs of a process mostly differ in their rule alone
-def dataset(config: DataConfig, seed: int, device: str) -> Dataset:
-    """The data, read once."""
-    return load(config, seed=seed, device=device)
-
-
-def task_of(config: TrainConfig, data: Dataset) -> Task:
-    """What a run trains for: the task that is named, or the data's own.
-
-    Raises:
-        UntiedError: there is no such task.
-    """
-    return tasks.make(config.task, data, config.label_smoothing)
-
-
-def plain_network(config: TrainConfig, data: Dataset) -> nn.Module:
-    """The network as PyTorch has it, with the weights that every rule starts from.
-
-    Raises:
-        UntiedError: the model does not fit the data.
-    """
-    torch.manual_seed(config.seed)
-    outputs = task_of(config, data).outputs(data)
-    return build(config.model, input_shape=data.input_shape, classes=outputs, vocabulary=data.vocabulary)
-
-
-def network(config: TrainConfig, data: Dataset) -> nn.Module:
-    """The network under its rule: for one seed, W and B start the same under every rule.
-
-    Raises:
-        UntiedError: the model does not fit the data, or cannot be untied.
-    """
-    plain, task = plain_network(config, data), task_of(config, data)
-    apart = config.seed + 1_000_003  # B is not to be drawn from the numbers that W was drawn from
-
-    def inputs() -> Any:
-        return task.batch(next(iter(data.train.epoch(0))))[0]
-
-    model = made(plain, config.parsed, inputs, apart, config.init)
-    if any(is_lazy(p) for p in model.parameters()):  # a B that takes its size from its layer's input
-        sized(model, to(first(inputs(), 1), "cpu"))
-    freeze(model, config.parsed)
-    if config.phases.calibrate:
-        with torch.random.fork_rng(devices=[]):  # what the run draws later is the same without it
-            untied.mirror_(model, batches=config.phases.calibrate)
-    return model
-
-
-def sized(model: nn.Module, inputs: Any) -> nn.Module:
-    """The model, called once without training, so that every B has its size (`untied.rules.broadcast`)."""
-    with torch.no_grad():
-        model.eval()(inputs)
-    return model.train()
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of a split: the task's metrics by name, and mean loss."""
-
-    metrics: dict[str, float]
-    loss: float
 
 
 class Run:
@@ -400,89 +328,6 @@ def train(config: TrainConfig, report: Report, fabric: Fabric | None = None) -> 
     return run.model, run.train(report)
 
 
-def identity(config: TrainConfig, data: Dataset) -> dict[str, Any]:
-    """What makes a checkpoint this run's."""
-    return {
-        "model": config.model, "rule": config.rule, "data": config.data.name, "classes": list(data.classes),
-        "images": data.train.size, "batch size": config.data.batch_size, "seed": config.seed, "epochs": config.epochs,
-        "forward optimizer": config.forward.name, "backward optimizer": config.backward.name, "ema": config.ema,
-        "settings": settings(config),
-    }  # fmt: skip
-
-
-FREE = ("out", "overwrite", "tracker", "verify", "checkpoint_minutes", "data.root", "data.workers", "data.download",
-        "devices.accelerator", "devices.devices", "devices.nodes")  # fmt: skip
-"""Settings that say where a run is and how it is watched: it may go on with others. The number of processes is asked
-for by itself."""
-
-
-def settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting by its dotted name that decides what a run becomes, as JSON has it."""
-
-    def flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                yield from flat({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, f"{name}.")
-            elif name not in FREE:
-                yield name, json.loads(json.dumps(value, default=str))
-
-    return dict(flat({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, ""))
-
-
-def same_settings(file: Path, there: Any, here: dict[str, Any]) -> None:
-    """Raise UntiedError, naming the fields, if the configuration was edited since the checkpoint was written."""
-    if not isinstance(there, dict):  # a checkpoint of before, which did not keep them
-        return
-    differing = [name for name in here if name in there and there[name] != here[name]]
-    if differing:
-        of = ", ".join(f"{name} {shown(there[name])} → {shown(here[name])}" for name in differing)
-        raise UntiedError(
-            f"config.yaml was edited since {file} was written: {of}; put it back, or start another run with "
-            "--config config.yaml --out FOLDER"
-        )
-
-
-def same_run(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise UntiedError if what a checkpoint was made of is not what we have here."""
-    for what, mine in here.items():
-        if what == "settings":
-            same_settings(file, there.get(what), mine)
-            continue
-        if (its := there.get(what)) != mine:
-            its, mine = brief(its, mine), brief(mine, its)
-            raise UntiedError(f"{file} is of another run: its {what}: {its}; here: {mine}")
-
-
-def brief(value: Any, other: Any) -> str:
-    """A value in a few words: of a list, what another has not."""
-    if not isinstance(value, list):
-        return str(value)
-    own = [str(item) for item in value if not isinstance(other, list) or item not in other]
-    return ", ".join([str(len(value)), *own[:3]]) + (", ..." if len(own) > 3 else "")
-
-
-def read_last(
-    folder: Path, identity: dict[str, Any], processes: int
-) -> tuple[dict[str, Tensor], Position, dict[str, Any]]:
-    """The last checkpoint of a run folder, as ``checkpoint.read`` gives it.
-
-    Raises:
-        UntiedError: it is damaged, or of another model, rule, data set, optimizer, or number of processes.
-    """
-    path = folder / LAST
-    tensors, position, rest = checkpoint.read(path)
-    same_run(path, position.identity, identity)
-    if "optimizers" not in rest:
-        raise UntiedError(f"{path} holds weights alone, as best.safetensors does: a run goes on from its own last one")
-    if rest.get("processes", 1) != processes:
-        raise UntiedError(
-            f"the run had {rest.get('processes', 1)} processes and now has {processes}: go on with as many, "
-            "so that it stays the same run"
-        )
-    return tensors, position, rest
-
-
 def seed_step(device: torch.device, seed: int, step: int, rank: int, turn: int = 0, update: bool = False) -> None:
     """Make a step's random numbers a function of run, step, process, and how often the batch will be seen again."""
     words = np.random.SeedSequence((seed, step, rank, 2 * turn + int(update))).generate_state(1, np.uint64)
@@ -490,91 +335,3 @@ def seed_step(device: torch.device, seed: int, step: int, rank: int, turn: int =
         torch.default_generator.manual_seed(int(words[0] >> np.uint64(1)))
     else:
         torch.manual_seed(int(words[0] >> np.uint64(1)))
-
-
-def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    task: Task,
-    fabric: Fabric | None = None,
-    between: Callable[[], None] = lambda: None,
-) -> Scores:
-    """Score a split, in evaluation mode, each process its part. Images that cannot be read do not count.
-
-    ``between`` is called before every batch.
-    """
-    rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
-    precision = nullcontext() if fabric is None else fabric.autocast()
-    model.eval()
-    sums = torch.zeros(2 + task.width, dtype=torch.float64)
-    with torch.no_grad(), precision:
-        for images, labels in map(task.batch, loader.epoch(0, share=(rank, world))):
-            between()
-            outputs, n = model(images).float(), size(labels)
-            loss = task.loss(outputs, labels).double().cpu()
-            sums += torch.cat([task.tally(outputs, labels).double().cpu(), torch.stack([loss * n, loss.new_tensor(n)])])
-    if fabric is not None:
-        sums = summed(fabric, sums.to(fabric.device))
-    *tally, loss, count = sums.tolist()
-    if not count:
-        raise UntiedError("the split that is to be evaluated has no images")
-    return Scores(task.scores(tally, count), loss / count)
-
-
-Look = tuple[Callable[[], Tensor], Tensor | None]
-LOOKS = 4
-"""Batches over which the gradient angle is looked at in the end."""
-
-
-def losses(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig, count: int) -> list[Look]:
-    """The task's loss on each of the first batches of training's size, in training mode, with the same random numbers
-    each time."""
-    task = task_of(config, data)
-    batches = data.validation if data.validation.size else data.train
-    torch.manual_seed(config.seed)
-    model.train()
-
-    def of(x: Any, y: Any) -> Look:
-        def loss() -> Tensor:
-            torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
-            with fabric.autocast():
-                return task.loss(model(x), y)
-
-        return loss, y if isinstance(y, Tensor) else None
-
-    n = min(config.data.batch_size, 256)
-    several = (zip(*(groups(part, n) for part in task.batch(batch)), strict=True) for batch in batches)
-    return [of(x, y) for x, y in islice(chain.from_iterable(several), count)]
-
-
-def alignment(model: nn.Module, data: Dataset, fabric: Fabric, config: TrainConfig) -> dict[str, Any]:
-    """How well B stands in for W, by layer and on one fixed batch in training mode: degrees, and ‖B‖ / ‖W‖.
-
-    The weight angle is that of the weights that activity reaches: what sees padding alone, or pixels that are always 0,
-    changes nothing.
-    """
-    torch.manual_seed(config.seed)  # a redrawn B and dropout are the same each time
-    task = task_of(config, data)
-    batch = task.batch(next(iter(data.validation if data.validation.size else data.train)))
-    images, labels = (first(part, min(config.data.batch_size, 256)) for part in batch)
-    model.train()
-    torch.manual_seed(config.seed)  # for dropout, and for rules whose B is drawn anew for each batch
-
-    def loss() -> Tensor:
-        with fabric.autocast():
-            return task.loss(model(images), labels)
-
-    targets = labels if isinstance(labels, Tensor) else None  # for rules that send them
-    about = learner(model)
-    metrics: dict[str, Any] = {"norm_ratio": about.norm_ratios(model)}
-    if config.angles == "weights":
-        return metrics | {
-            "weight_angle": about.weight_angles(model, loss),
-            "gradient_angle": about.gradient_angle(model, loss, targets),
-        }
-    table = about.measure(model, loss, targets)
-    for name in ("projection_angle", "local_gradient_angle", "gradient_norm", "growth"):
-        metrics[name] = {layer: getattr(row, name) for layer, row in table.layers.items()}
-    metrics["weight_angle"] = {layer: row.reached_angle for layer, row in table.layers.items()}
-    metrics["layer_gradient_angle"] = {layer: row.gradient_angle for layer, row in table.layers.items()}
-    return metrics | {"gradient_angle": table.gradient_angle}

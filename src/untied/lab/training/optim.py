@@ -14,7 +14,7 @@ from torch import nn
 
 import untied
 from untied.errors import UntiedError
-from untied.lab.settings.config import ELSEWHERE, OptimizerConfig
+from untied.lab.settings.optimizer import ELSEWHERE, OptimizerConfig
 from untied.lab.training.learners import learner
 from untied.layers.layer import beside_name, untied_layers
 from untied.operations import noise_like

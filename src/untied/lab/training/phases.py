@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from untied.lab.settings.config import PhaseConfig, weight
+from untied.lab.settings.phases import PhaseConfig, weight
 from untied.lab.training.step import Phase
 from untied.rules.rule import Rule
 from untied.schedules import Coefficient, value
