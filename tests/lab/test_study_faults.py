@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -167,6 +169,24 @@ def test_a_kill_between_two_parameters_changes_no_run(tmp_path: Path) -> None:
     again = max(queue.study.get_trials(), key=lambda trial: trial.number)
     assert again.user_attrs["key"] == claim.key
     assert again.system_attrs["fixed_params"] == queue.plan[claim.key]
+
+
+def test_a_kill_before_a_worker_has_its_name_is_seen_at_once(tmp_path: Path) -> None:
+    """Else a search would propose the next settings without this run's result, as long as the silence lasts."""
+    queue = begun(tmp_path)
+    queue.fill()
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    code = (
+        f"from untied.lab.study.storage import load, open_storage\nload(open_storage({url!r}), 'faults')[0].ask()\n"
+        "import os; os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    queue.silence = 1e9
+    running = [trial for trial in queue.study.get_trials() if trial.state == TrialState.RUNNING]
+    assert len(running) == 1 and "worker" not in running[0].user_attrs
+    assert queue.bury() == 1 and queue.fill() == 1
+    again = queue.take()
+    assert again is not None and again.key == running[0].user_attrs["key"]
 
 
 def test_a_kill_before_an_attempt_has_its_folder_loses_no_training(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from untied.lab.keeping.processes import here
+
 __all__ = ["Study", "in_order"]
 
 
@@ -24,6 +26,8 @@ class Study(optuna.Study):
         # a run that has failed by itself lets others go first, as it may not be the run
         for trial in sorted(waiting, key=lambda trial: bool(trial.user_attrs.get("failed"))):
             with suppress(UpdateFinishedTrialError):  # another process has taken and ended it
+                # before it is taken: a process killed right after would leave an attempt that nobody knows is dead
+                self._storage.set_trial_user_attr(trial._trial_id, "taker", here())
                 if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
                     return trial._trial_id
         return None

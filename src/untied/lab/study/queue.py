@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from untied.lab.keeping.processes import here, is_gone
@@ -207,7 +208,11 @@ class Queue:
                 self._close(trial, surplus=True)
                 trials = self.trials()
                 continue
-            self.patiently(partial(trial.set_user_attr, "worker", here()))
+            try:
+                self.patiently(partial(trial.set_user_attr, "worker", here()))
+            except UpdateFinishedTrialError:  # it was taken for a dead process's, in this moment
+                trials = self.trials()
+                continue
             if self._may_be_surplus(trial, trials[key]) and self._may_be_surplus(trial, self.trials()[key]):
                 self._close(trial, surplus=True)
                 trials = self.trials()
@@ -313,7 +318,7 @@ class Queue:
             if seen != heartbeat:
                 self._seen[trial._trial_id] = (heartbeat, now)
                 since = now
-            gone = is_gone(trial.user_attrs.get("worker") or {})
+            gone = is_gone(trial.user_attrs.get("worker") or trial.user_attrs.get("taker") or {})
             if gone or now - since > self.silence:
                 self._mark(trial._trial_id, "gone", gone)
                 self._fail(trial._trial_id)
