@@ -89,7 +89,7 @@ def counted_cost(rule: Rule) -> float:
 
     For rules with a closed form; those whose operations need autograd of the penalty cost more. Rules that broadcast
     spare the error through each layer; what they send instead is n · C · inputs, C the network's outputs, and not
-    counted.
+    counted. Rules that carry errors through two kernels are counted for a batch times positions far above W's outputs.
 
     >>> round(counted_cost(as_rule("wm")), 2)
     1.33
