@@ -228,19 +228,3 @@ def test_a_fraction_copies_no_activity_where_it_divides_the_batch() -> None:
             layer(x)
             tape.penalty()
         assert not {"cat", "index_select", "index"} & set(seen.names)
-
-
-@pytest.mark.parametrize("N", [4, 64, 4096])
-@pytest.mark.parametrize(("rule", "oja"), [("pfa", False), ("ldfa(rank=2)", True)])
-def test_two_kernels_cost_what_their_page_counts(rule: str, oja: bool, N: int) -> None:
-    """Beside the layer's products of the batch there are products of the kernels, which do not grow with it."""
-    i, o = 12, 20
-    model = nn.Linear(i, o)
-    untied.untie_(model, rule)
-    m = model.backward_factor.shape[-1]  # type: ignore[union-attr, index]
-    once, steps = 2 * o * m * i + N * o * i, N * (o * m + 2 * m * i)
-    noticed = 2 * N * o * m + 2 * m * o * m if oja else 0
-    assert count(model, torch.randn(N, i, requires_grad=True)) == 2 * (2 * N * o * i + min(once, steps) + noticed)
-    if N == 4096:
-        share = 2 * m / N if not oja else 2 * m / i
-        assert count(model, torch.randn(N, i, requires_grad=True)) <= 6 * N * o * i * (1 + share)
