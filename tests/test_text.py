@@ -262,3 +262,12 @@ def test_a_newline_in_a_wrong_text_does_not_break_the_message() -> None:
 def test_names_do_not_clash() -> None:
     assert len({*NAMED, *PRIMITIVES, *SCHEDULES, "align"}) == len(NAMED) + len(PRIMITIVES) + len(SCHEDULES) + 1
     assert not set(PRIMITIVES) & set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "text", [500 * "amp + " + "?", "?" + 500 * " + amp", 9000 * "a", 500 * "amp + " + 900 * "no_such"]
+)
+def test_a_message_shows_a_part_of_a_long_text(text: str) -> None:
+    with pytest.raises(UntiedError) as error:
+        parse(text)
+    assert len(str(error.value)) < 3000

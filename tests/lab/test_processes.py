@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -60,6 +61,9 @@ def test_who_lives() -> None:
         for name in ("host", "boot", "space"):
             assert not is_gone(about | {name: "another"})
     assert is_gone(about) and not is_gone({}) and not is_gone({"pid": 1})
+    for pid in (None, {}, [1], "x", math.inf, -1, 10**30):  # a damaged lock names no process
+        assert is_gone(here() | {"pid": pid})
+    assert is_gone({name: value for name, value in here().items() if name != "pid"})
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ _TOKEN = re.compile(
 )
 
 
+SHOWN = 200
+"""At most so many characters of a text, before a mistake, of it and after it, stand in a message."""
+
+
 @dataclass
 class Token:
     """A word of a text, and where it starts.
@@ -65,13 +69,17 @@ class Reader:
         self.at = 0
 
     def fail(self, token: Token, way_out: str) -> NoReturn:
-        """One line that marks the place: ``'amp + >>>amq<<<'``.
+        """One line that marks the place: ``'amp + >>>amq<<<'``. Of a long text it shows what stands there.
 
         Raises:
             UntiedError: always, with that line.
         """
-        found = "the end" if token.kind == "end" else repr(token.text)
-        marked = f"{self.text[: token.start]}>>>{token.text}<<<{self.text[token.start + len(token.text) :]}"
+        word = token.text if len(token.text) <= SHOWN else f"{token.text[:SHOWN]}..."
+        before, after = self.text[: token.start], self.text[token.start + len(token.text) :]
+        before = before if len(before) <= SHOWN else f"...{before[-SHOWN:]}"
+        after = after if len(after) <= SHOWN else f"{after[:SHOWN]}..."
+        found = "the end" if token.kind == "end" else repr(word)
+        marked = f"{before}>>>{word}<<<{after}"
         raise UntiedError(
             f"cannot read {self.what} at {found}, column {token.start + 1}, in '{' '.join(marked.split())}': {way_out}"
         )

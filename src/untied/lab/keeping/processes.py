@@ -43,7 +43,7 @@ def here() -> dict[str, Any]:
 
 def is_gone(process: Mapping[str, Any]) -> bool:
     """Whether a process is known to have ended: it was one of this system, and is not there any more."""
-    return is_of_this_system(process) and _began(process["pid"]) != process["began"]
+    return is_of_this_system(process) and _began(process.get("pid")) != process["began"]
 
 
 def is_of_this_system(process: Mapping[str, Any]) -> bool:
@@ -69,11 +69,14 @@ def _space() -> str:
 
 
 def _began(pid: Any) -> str:
-    """When a process started, in its system's own terms; empty if it has ended, also if nobody has waited for it."""
+    """When a process started, in its system's own terms; empty if it has ended, also if nobody has waited for it.
+
+    What is no process's number has ended, too.
+    """
     try:
         with open(f"/proc/{int(pid)}/stat") as file:
             state, *fields = file.read().rpartition(")")[2].split()
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, OverflowError):
         return ""
     return "" if state in "ZX" else fields[18]
 
